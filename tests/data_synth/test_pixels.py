@@ -1,0 +1,134 @@
+"""Any picture → upright 8-bit sRGB."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from data_synth.schema.errors import ImageError
+from data_synth.schema.pixels import decode_rgb, encode_png, write_atomically
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@given(st.integers(0, 2**32), st.integers(1, 20), st.integers(1, 20))
+def test_png_round_trip_is_exact(seed, height, width):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    assert np.array_equal(decode_rgb(encode_png(pixels)), pixels)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda stored: stored),
+        (2, lambda stored: stored[:, ::-1]),
+        (3, lambda stored: stored[::-1, ::-1]),
+        (4, lambda stored: stored[::-1]),
+        (5, lambda stored: stored.transpose(1, 0, 2)),
+        (6, lambda stored: np.rot90(stored, -1)),
+        (7, lambda stored: stored[::-1, ::-1].transpose(1, 0, 2)),
+        (8, lambda stored: np.rot90(stored, 1)),
+    ],
+)
+def test_exif_orientation_is_applied(orientation, upright):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    decoded = decode_rgb(encoded(Image.fromarray(PICTURE), exif=exif))
+    assert np.array_equal(decoded, upright(PICTURE))
+
+
+def test_alpha_is_composited_over_white():
+    rgba = np.zeros((1, 3, 4), dtype=np.uint8)
+    rgba[0] = [(200, 0, 0, 255), (200, 0, 0, 0), (0, 0, 0, 128)]
+    decoded = decode_rgb(encoded(Image.fromarray(rgba)))
+    assert decoded[0, 0].tolist() == [200, 0, 0]
+    assert decoded[0, 1].tolist() == [255, 255, 255]
+    assert np.abs(decoded[0, 2].astype(int) - 127).max() <= 1
+
+
+def test_palette_with_transparent_entry():
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([10, 20, 30, 40, 50, 60])
+    picture.putdata([0, 1])
+    decoded = decode_rgb(encoded(picture, transparency=1))
+    assert decoded.tolist() == [[[10, 20, 30], [255, 255, 255]]]
+
+
+def test_16_bit_grey_keeps_its_range():
+    samples = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    decoded = decode_rgb(encode_png(samples))
+    assert decoded[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert np.array_equal(decoded[..., 0], decoded[..., 2])
+
+
+def test_16_bit_grey_tiff():
+    samples = np.array([[0, 65535, 32896]], dtype=np.uint16)
+    assert decode_rgb(encoded(Image.fromarray(samples), "TIFF"))[0, :, 1].tolist() == [0, 255, 128]
+
+
+def test_8_bit_grey_becomes_rgb():
+    grey = PICTURE[..., 0]
+    assert np.array_equal(decode_rgb(encode_png(grey)), np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_cmyk_becomes_rgb():
+    cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    red = decode_rgb(encoded(cmyk, "TIFF"))
+    assert red.shape == (8, 8, 3)
+    assert red[0, 0, 0] > 200
+    assert red[0, 0, 1:].max() < 60
+
+
+def test_embedded_profile_is_converted_to_srgb():
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert np.array_equal(decode_rgb(encoded(Image.fromarray(PICTURE), icc_profile=profile)), PICTURE)
+    broken = decode_rgb(encoded(Image.fromarray(PICTURE), icc_profile=b"not a profile"))
+    assert np.array_equal(broken, PICTURE)
+
+
+def test_first_frame_of_an_animation():
+    frames = [Image.new("L", (4, 4), value) for value in (50, 200)]
+    decoded = decode_rgb(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert decoded[0, 0].tolist() == [50, 50, 50]
+
+
+def test_damaged_files_are_named(tmp_path):
+    whole = encode_png(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    for name, data in (("truncated.png", whole[: len(whole) // 2]), ("text.png", b"hello"), ("empty.png", b"")):
+        path = tmp_path / name
+        path.write_bytes(data)
+        with pytest.raises(ImageError, match=name):
+            decode_rgb(path)
+    with pytest.raises(ImageError, match="no such file"):
+        decode_rgb(tmp_path / "missing.png")
+    with pytest.raises(ImageError, match="folder"):
+        decode_rgb(tmp_path)
+
+
+def test_huge_pictures_are_refused_before_decoding():
+    with pytest.raises(ImageError, match="at most 100 pixels, got 20x12"):
+        decode_rgb(encode_png(PICTURE), max_pixels=100)
+
+
+def test_floating_point_pictures_are_refused():
+    with pytest.raises(ImageError, match="no defined range"):
+        decode_rgb(encoded(Image.fromarray(np.zeros((4, 4), dtype=np.float32)), "TIFF"))
+
+
+def test_write_atomically_replaces_and_leaves_nothing_beside(tmp_path):
+    path = tmp_path / "new" / "file"
+    write_atomically(path, b"one")
+    write_atomically(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
