@@ -1,0 +1,115 @@
+"""The reward R_k: how a score and a degradation map become one number, and what every reward function looks like.
+
+Plain data and pure functions on tensors; knows nothing about models, files or HTTP. A fine-tuning loop sees only
+`RewardFn`, so it cannot tell a reward computed in its own process from one served over a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from finpercep.errors import ConfigError
+
+DEFAULT_TOP_FRACTION = 0.01
+
+
+@dataclass(frozen=True)
+class RewardWeights:
+    """Weights of R_k = λ_score·S + λ_max·(1 − max^(M)) + λ_mean·(1 − mean(M))   (FinPercep-RM, arXiv 2512.22647; method §5).
+
+    The mean term is this project's; 0 gives the paper's form. The default weights sum to 1, so that R lies in [0, 1].
+    Rungs without a map ignore both map terms.
+
+    Attributes:
+        score: λ_score, weight of the global score S in [0, 1].
+        max: λ_max, weight of 1 − max^(M).
+        mean: λ_mean, weight of 1 − mean(M).
+        top_fraction: share of pixels whose mean estimates the maximum max^, in (0, 1].
+    """
+
+    score: float = 0.5
+    max: float = 0.25
+    mean: float = 0.25
+    top_fraction: float = DEFAULT_TOP_FRACTION
+
+    def __post_init__(self) -> None:
+        for name in ("score", "max", "mean"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"reward weight {name} must be finite and >= 0, got {getattr(self, name)}")
+        if not 0 < self.top_fraction <= 1:
+            raise ConfigError(f"top_fraction must lie in (0, 1], got {self.top_fraction}")
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Rewards of a batch, one entry an image; differentiable wherever the images were.
+
+    Attributes:
+        reward: float32 (N,), the fused R_k; higher is better.
+        score: float32 (N,), global score S in [0, 1]; higher is better.
+        max_degradation: float32 (N,), max^(M) in [0, 1]; 0 for a rung without a map.
+        mean_degradation: float32 (N,), mean of M in [0, 1]; 0 for a rung without a map.
+    """
+
+    reward: torch.Tensor
+    score: torch.Tensor
+    max_degradation: torch.Tensor
+    mean_degradation: torch.Tensor
+
+
+class RewardFn(Protocol):
+    """images → rewards. Raises `RewardError` when a reward cannot be had; a failure is never a number."""
+
+    def __call__(self, images: torch.Tensor) -> Rewards:
+        """Score ``images`` (N×3×H×W float RGB in [0, 1]); gradients flow to them from ``reward`` alone.
+
+        The other three are for monitoring: over a wire only ∂R/∂image travels, so a local reward detaches them too.
+        """
+        ...
+
+
+class RewardSource(Protocol):
+    """The rungs a reward can be read from: a local ladder or a server."""
+
+    def rungs(self) -> Sequence[str]:
+        """Names of the rungs, RM_0 first."""
+        ...
+
+    def reward_fn(self, rung: str, weights: RewardWeights) -> RewardFn:
+        """The reward of one rung."""
+        ...
+
+
+def top_fraction_mean(degradation_map: torch.Tensor, fraction: float) -> torch.Tensor:
+    """max^(M): the mean of the top ``fraction`` of pixels, a maximum that one hot pixel cannot set.
+
+    Args:
+        degradation_map: (N, H, W), in [0, 1].
+        fraction: in (0, 1]; at least one pixel is taken.
+
+    Returns:
+        (N,), between mean(M) and max(M).
+    """
+    flat = degradation_map.flatten(1)
+    count = max(1, round(flat.shape[1] * fraction))
+    return flat.topk(count, dim=1).values.mean(dim=1)
+
+
+def fuse(score: torch.Tensor, degradation_map: torch.Tensor | None, weights: RewardWeights) -> Rewards:
+    """R_k from a score and a map (method §5).
+
+    Args:
+        score: (N,) in [0, 1].
+        degradation_map: (N, H, W) in [0, 1], or None for RM_0, whose R is λ_score·S (λ2 = 0).
+    """
+    if degradation_map is None:
+        zero = torch.zeros_like(score)
+        return Rewards(weights.score * score, score, zero, zero)
+    worst = top_fraction_mean(degradation_map, weights.top_fraction)
+    mean = degradation_map.flatten(1).mean(dim=1)
+    reward = weights.score * score + weights.max * (1 - worst) + weights.mean * (1 - mean)
+    return Rewards(reward, score, worst, mean)

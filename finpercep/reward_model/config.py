@@ -1,0 +1,79 @@
+"""Everything, beside the weights, that defines one rung of the reward model. Plain data with JSON in and out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self, get_args
+
+from finpercep.errors import ConfigError
+
+Modulation = Literal["literal", "complement", "residual", "statistics"]
+Pooling = Literal["area", "max"]
+
+
+@dataclass(frozen=True)
+class RewardModelConfig:
+    """One rung.
+
+    Attributes:
+        encoder: a segmentation-models-pytorch encoder name; ``tu-…`` is any timm backbone.
+        encoder_depth: number of halvings; f_N has stride 2**encoder_depth.
+        map_stride: stride of the decoder's map before it is upsampled to the input, a power of two up to f_N's stride;
+            None for RM_0, which has no decoder.
+        decoder_channels: channels of the U-Net decoder's blocks, coarsest first; a rung uses as many as its stride needs.
+        modulation: how M enters the score (method §2), for f = f_N and M brought to its size:
+            ``literal`` f⊙M, the paper's form; ``complement`` f⊙(1−M); ``residual`` f⊙(1+M);
+            ``statistics`` [f, f⊙M, mean(M), top 1 % of M], which hands the head the map's own size and peak.
+        map_pooling: how M is brought down to f_N's size. Bilinear sampling is not offered: it misses most small defects.
+        head_hidden: hidden width of the score MLP.
+        mean: per-channel mean of the encoder's training images, RGB in [0, 1].
+        std: their standard deviation.
+        score_scale: calibration: S = sigmoid(score_scale · logit + score_shift).
+        score_shift: see ``score_scale``.
+    """
+
+    encoder: str = "tu-resnet10t"
+    encoder_depth: int = 4
+    map_stride: int | None = None
+    decoder_channels: tuple[int, ...] = (96, 64, 32, 16)
+    modulation: Modulation = "statistics"
+    map_pooling: Pooling = "area"
+    head_hidden: int = 64
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    score_scale: float = 1.0
+    score_shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 3 <= self.encoder_depth <= 5:
+            raise ConfigError(f"encoder_depth must lie in 3…5, got {self.encoder_depth}")
+        if self.map_stride is not None and self.map_stride not in {2**k for k in range(self.encoder_depth + 1)}:
+            raise ConfigError(f"map_stride must be a power of two up to {self.deep_stride}, or None, got {self.map_stride}")
+        if len(self.decoder_channels) < self.decoder_blocks:
+            raise ConfigError(f"decoder_channels must name {self.decoder_blocks} blocks, got {len(self.decoder_channels)}")
+        if self.modulation not in get_args(Modulation):
+            raise ConfigError(f"modulation must be one of {get_args(Modulation)}, got {self.modulation!r}")
+        if self.map_pooling not in get_args(Pooling):
+            raise ConfigError(f"map_pooling must be one of {get_args(Pooling)}, got {self.map_pooling!r}")
+
+    @property
+    def deep_stride(self) -> int:
+        """Stride of f_N, and the multiple that inputs are padded to."""
+        return int(2**self.encoder_depth)
+
+    @property
+    def decoder_blocks(self) -> int:
+        """Decoder blocks this rung needs: one for each halving undone."""
+        return 0 if self.map_stride is None else (self.deep_stride // self.map_stride).bit_length() - 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; inverse of `from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Self:
+        """Validate and build. Raises `ConfigError` on an unknown field or a bad value."""
+        if unknown := set(record) - {field.name for field in fields(cls)}:
+            raise ConfigError(f"unknown reward-model setting {sorted(unknown)}")
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+        return cls(**values)
