@@ -1,0 +1,1 @@
+"""Dataset → reward model, and the run state that every training loop of the package shares."""

@@ -1,0 +1,89 @@
+"""Dataset rows → training batches. gt, syn and sr of one photo stay together; augmentations never resample a pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from data_synth.schema import Row
+
+Samples = Sequence[Row]
+"""The samples of one split (contract 1)."""
+
+
+@dataclass(frozen=True)
+class TripletBatch:
+    """N samples on the device.
+
+    Attributes:
+        gt: (N, 3, H, W) float32 RGB in [0, 1]; ``syn`` and ``sr`` likewise.
+        mask: (N, H, W) float32 in [0, 1]; 1 where syn is sr.
+        map: (N, H, W) float32, M_gt of syn in [0, 1], 1 = degraded.
+        quality_syn: (N,) full-reference pseudo quality of syn in [0, 1]; ``quality_sr`` likewise. That of gt is 1.
+    """
+
+    gt: torch.Tensor
+    syn: torch.Tensor
+    sr: torch.Tensor
+    mask: torch.Tensor
+    map: torch.Tensor
+    quality_syn: torch.Tensor
+    quality_sr: torch.Tensor
+
+
+def training_batch(samples: Samples, step: int, *, batch_size: int, crop: int, seed: int) -> TripletBatch:
+    """The batch of a step, decided by (seed, step) alone: every epoch visits each sample once, in its own order.
+
+    Args:
+        samples: at least one.
+        step: 0-based.
+        batch_size: samples a batch.
+        crop: side in px of the random crop, no larger than the stored images.
+        seed: see above.
+    """
+    rng = np.random.default_rng((seed, step))
+    rows = [samples[epoch_index(len(samples), position, seed)] for position in range(step * batch_size, (step + 1) * batch_size)]
+    return _stack([augment(row, rng, crop) for row in rows], rows)
+
+
+def epoch_index(length: int, position: int, seed: int) -> int:
+    """Index of the sample at a running position: position // length is the epoch, each a fresh permutation."""
+    epoch, offset = divmod(position, length)
+    return int(np.random.default_rng((seed, epoch, 0xE)).permutation(length)[offset])
+
+
+def whole_batch(samples: Samples, indexes: Sequence[int]) -> TripletBatch:
+    """The given samples uncropped and unaugmented, for evaluation."""
+    rows = [samples[index] for index in indexes]
+    return _stack([_planes(row) for row in rows], rows)
+
+
+Planes = dict[str, npt.NDArray[np.float32]]
+
+
+def _planes(row: Row) -> Planes:
+    pictures = {name: getattr(row, name).transpose(2, 0, 1).astype(np.float32) / 255 for name in ("gt", "syn", "sr")}
+    return {**pictures, "mask": row.mask, "map": row.map}
+
+
+def augment(row: Row, rng: np.random.Generator, crop: int) -> Planes:
+    """Random crop on the pixel grid, quarter turns and flips, the same for every plane of the sample."""
+    planes = _planes(row)
+    height, width = planes["map"].shape
+    top, left = int(rng.integers(height - crop + 1)), int(rng.integers(width - crop + 1))
+    turns, flip = int(rng.integers(4)), bool(rng.integers(2))
+    out = {}
+    for name, plane in planes.items():
+        turned = np.rot90(plane[..., top : top + crop, left : left + crop], turns, axes=(-2, -1))
+        out[name] = np.ascontiguousarray(turned[..., ::-1] if flip else turned)
+    return out
+
+
+def _stack(planes: Sequence[Planes], rows: Sequence[Row]) -> TripletBatch:
+    stacked = {name: torch.from_numpy(np.stack([p[name] for p in planes])) for name in planes[0]}
+    qualities = {name: torch.tensor([getattr(row, name) for row in rows]) for name in ("quality_syn", "quality_sr")}
+    return TripletBatch(**stacked, **{name: q.float() for name, q in qualities.items()})

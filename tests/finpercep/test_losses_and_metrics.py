@@ -1,0 +1,81 @@
+"""Losses against hand-computed values; metrics against closed forms."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from finpercep.training.learning_rate import warmup_cosine
+from finpercep.training.losses import align_loss, map_loss, margins, quality_loss, ranking_loss
+from finpercep.training.metrics import auroc, map_quality, ranking_quality
+
+
+def test_map_loss_is_l1_where_the_map_is_known():
+    logits = torch.tensor([[[0.0, 100.0]]])
+    target = torch.tensor([[[0.25, 0.0]]])
+    everywhere, left = torch.ones(1, 1, 2), torch.tensor([[[1.0, 0.0]]])
+    assert map_loss(logits, target, everywhere, bce_weight=0).item() == pytest.approx((0.25 + 1.0) / 2)
+    assert map_loss(logits, target, left, bce_weight=0).item() == pytest.approx(0.25)
+
+
+def test_map_loss_with_cross_entropy():
+    logits, target = torch.zeros(1, 2, 2), torch.ones(1, 2, 2)
+    assert map_loss(logits, target, torch.ones(1, 2, 2), bce_weight=2.0).item() == pytest.approx(0.5 + 2 * np.log(2))
+
+
+def test_ranking_loss_is_the_papers():
+    gt, syn, sr = torch.tensor([0.9]), torch.tensor([0.85]), torch.tensor([0.8])
+    m = torch.tensor([0.1])
+    assert ranking_loss(gt, syn, sr, margin_sr=m, margin_gt=m).item() == pytest.approx(0.05 + 0.05, abs=1e-6)
+    assert ranking_loss(gt, torch.tensor([0.7]), torch.tensor([0.5]), margin_sr=m, margin_gt=m).item() == 0.0
+
+
+def test_margins_shrink_with_the_measured_difference():
+    better, worse = torch.tensor([1.0, 1.0, 0.5]), torch.tensor([0.2, 0.96, 0.5])
+    assert torch.allclose(margins(better, worse, 0.1), torch.tensor([0.1, 0.02, 0.0]), atol=1e-6)
+
+
+def test_align_and_quality_loss():
+    assert align_loss(torch.tensor([0.9, 0.5]), torch.tensor([0.8, 0.7])).item() == pytest.approx(0.15)
+    assert quality_loss(torch.tensor([0.9]), torch.tensor([0.4])).item() == pytest.approx(0.5)
+
+
+def test_learning_rate_warms_up_and_ends_at_a_hundredth():
+    rates = [warmup_cosine(step, 100, 1.0) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2) and rates[4] == pytest.approx(1.0)
+    assert all(a >= b for a, b in pairwise(rates[5:]))
+    assert 0.01 <= rates[-1] < 0.012
+
+
+def test_auroc_of_separated_equal_and_reversed_values():
+    low, high = np.zeros(5), np.ones(7)
+    assert (auroc(high, low), auroc(low, low), auroc(low, high)) == (1.0, 0.5, 0.0)
+
+
+def test_a_map_of_texture_gains_nothing_in_paired_auroc():
+    """The defect sits on texture; a map that only follows texture has a high plain AUROC and is blind in the paired one."""
+    rng = np.random.default_rng(0)
+    texture = np.zeros((1, 40, 40))
+    texture[:, :20] = rng.uniform(0.5, 1, (1, 20, 40))
+    target = np.zeros((1, 40, 40))
+    target[:, :20] = 1.0
+    quality = map_quality(texture, texture, target)
+    assert quality.auroc == 1.0
+    assert quality.paired_auroc == 0.5
+    seeing = map_quality(target, np.zeros_like(target), target)
+    assert (seeing.paired_auroc, seeing.l1, seeing.clean_mean) == (1.0, 0.0, 0.0)
+
+
+def test_map_quality_without_a_defect_is_undefined_not_a_number():
+    quality = map_quality(np.zeros((1, 4, 4)), np.zeros((1, 4, 4)), np.zeros((1, 4, 4)))
+    assert (quality.paired_auroc, quality.auroc, quality.auprc) == (None, None, None)
+
+
+def test_ranking_counts_ties_as_wrong_and_skips_samples_without_defect():
+    gt, syn, sr = np.array([0.9, 0.9, 0.1]), np.array([0.8, 0.9, 0.2]), np.array([0.7, 0.5, 0.3])
+    quality = ranking_quality(gt, syn, sr, np.array([True, True, False]))
+    assert (quality.gt_over_syn, quality.syn_over_sr, quality.triplet, quality.count) == (0.5, 1.0, 0.5, 2)
+    assert ranking_quality(gt, syn, sr, np.zeros(3, dtype=bool)).triplet is None
