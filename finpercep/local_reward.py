@@ -1,0 +1,94 @@
+"""The reward computed in this process: the same `RewardSource` as a server's, over a dict of predictors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from finpercep.errors import RewardError, RewardRejected
+from finpercep.reward import RewardFn, Rewards, RewardWeights, fuse
+from finpercep.wire import WireError, check_images
+
+if TYPE_CHECKING:
+    from finpercep.predictor import Predictor
+
+
+def side_fault(height: int, width: int, min_side: int) -> str | None:
+    """What is wrong with an image's size for a model, or None. Servers and local rewards say the same sentence."""
+    if min(height, width) >= min_side:
+        return None
+    return f"image must be at least {min_side} px on each side, got {width}x{height}"
+
+
+def as_pixels(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Images of any wire dtype as float32 in [0, 1] on ``device``; gradients flow back to float images."""
+    images = images.to(device)
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+
+
+def score_batch(predictor: Predictor, pixels: torch.Tensor, weights: RewardWeights) -> tuple[Rewards, torch.Tensor | None]:
+    """Fused rewards and maps of one batch: the one computation behind local and served rewards.
+
+    Args:
+        pixels: N×3×H×W float32 RGB in [0, 1], on the predictor's device; gradients flow to it.
+
+    Returns:
+        Rewards, and the maps (N, H, W) or None for a rung without a map.
+    """
+    batch = predictor.score(pixels)
+    return fuse(batch.score, batch.map, weights), batch.map
+
+
+class LocalReward:
+    """`RewardFn` of one predictor. As with a remote reward, gradients flow from ``reward`` alone."""
+
+    def __init__(self, predictor: Predictor, weights: RewardWeights) -> None:
+        self.predictor = predictor
+        self.weights = weights
+
+    def __call__(self, images: torch.Tensor) -> Rewards:
+        """Score ``images``, N×3×H×W float RGB in [0, 1].
+
+        Raises:
+            RewardRejected: the images are not what a reward can be had of.
+            RewardError: the model's result is not finite.
+        """
+        try:
+            check_images(images)
+        except WireError as error:
+            raise RewardRejected(str(error)) from error
+        if fault := side_fault(images.shape[-2], images.shape[-1], self.predictor.min_side):
+            raise RewardRejected(fault)
+        rewards, _ = score_batch(self.predictor, as_pixels(images, self.predictor.device), self.weights)
+        numbers = (rewards.reward, rewards.score, rewards.max_degradation, rewards.mean_degradation)
+        if not all(number.isfinite().all() for number in numbers):
+            raise RewardError(f"{self.predictor.rung} (digest {self.predictor.digest}): the reward is not finite")
+        reward, *monitored = (number.to(images.device) for number in numbers)
+        return Rewards(reward, *(number.detach() for number in monitored))
+
+
+class LocalSource:
+    """`RewardSource` over predictors in this process.
+
+    Args:
+        predictors: rung → predictor, RM_0 first (`finpercep.predictor.load_predictors`).
+    """
+
+    def __init__(self, predictors: Mapping[str, Predictor]) -> None:
+        self._predictors = dict(predictors)
+
+    def rungs(self) -> Sequence[str]:
+        """Names of the rungs, RM_0 first."""
+        return tuple(self._predictors)
+
+    def reward_fn(self, rung: str, weights: RewardWeights) -> RewardFn:
+        """The reward of one rung.
+
+        Raises:
+            RewardRejected: there is no such rung.
+        """
+        if rung not in self._predictors:
+            raise RewardRejected(f"unknown rung {rung!r}; there are {', '.join(self._predictors)}")
+        return LocalReward(self._predictors[rung], weights)

@@ -1,0 +1,283 @@
+"""The client against the real application in this process, and against servers that misbehave."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from data_synth.schema.pixels import encode_png
+from finpercep.client import RewardClient
+from finpercep.errors import RewardChanged, RewardError, RewardRejected, RewardUnavailable
+from finpercep.local_reward import LocalSource
+from finpercep.reward import RewardWeights
+from finpercep.wire import ModelId, ScoreResponse, Timing, encode_response
+from rm_server.app import create_app
+from rm_server.registry import Registry
+from rm_server.settings import Settings
+from tests.fakes import AppTransport, FakePredictor, fake_ladder, photo
+
+WEIGHTS = RewardWeights(1.0, 0.7, 0.3, 0.05)
+URL = "http://server"
+
+
+def client_of(predictors: dict[str, FakePredictor], **options: object) -> RewardClient:
+    return RewardClient(URL, transport=AppTransport(create_app(Registry(predictors), Settings())), **options)
+
+
+@pytest.fixture
+def client():
+    with client_of(fake_ladder()) as client:
+        yield client
+
+
+def images(count: int = 3) -> torch.Tensor:
+    return torch.stack([torch.tensor(photo(seed=seed)).permute(2, 0, 1) / 255 for seed in range(count)])
+
+
+# --- the loop cannot tell a remote reward from a local one ---
+
+
+@pytest.mark.parametrize("rung", ["RM_0", "RM_1"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_remote_reward_is_the_local_reward(client, rung, dtype):
+    results = []
+    for source in (LocalSource(fake_ladder()), client):
+        pixels = images().to(dtype).requires_grad_()
+        rewards = source.reward_fn(rung, WEIGHTS)(pixels)
+        # an upstream gradient that differs by image, as a clipped or weighted loss has
+        (rewards.reward * torch.tensor([1.0, -2.0, 0.5])).sum().backward()
+        numbers = (rewards.reward, rewards.score, rewards.max_degradation, rewards.mean_degradation)
+        assert [number.requires_grad for number in numbers] == [True, False, False, False]
+        results.append((*(number.detach() for number in numbers), pixels.grad))
+    for local, remote in zip(*results, strict=True):
+        assert local.dtype == remote.dtype
+        torch.testing.assert_close(remote, local, rtol=1e-6, atol=1e-9)
+    assert results[0][-1].abs().max() > 0
+
+
+def test_gradient_passes_through_what_made_the_image(client):
+    """The policy's parameter gets the gradient that a finite difference of the served reward predicts."""
+    reward = client.reward_fn("RM_1", WEIGHTS)
+    picture = images(1) * 0.8
+    gain = torch.tensor(1.0, requires_grad=True)
+    reward(picture * gain).reward.sum().backward()
+    with torch.no_grad():
+        step = 1e-2
+        slope = (reward(picture * (1 + step)).reward - reward(picture * (1 - step)).reward).sum() / (2 * step)
+    torch.testing.assert_close(gain.grad, slope, rtol=2e-2, atol=1e-4)
+
+
+def test_no_gradient_is_asked_for_when_none_is_needed():
+    ladder = fake_ladder()
+    seen = []
+
+    class Watching(AppTransport):
+        def handle_request(self, request):
+            seen.append(request)
+            return super().handle_request(request)
+
+    transport = Watching(create_app(Registry(ladder), Settings()))
+    with RewardClient(URL, transport=transport) as client:
+        rewards = client.reward_fn("RM_1", WEIGHTS)(images())
+        assert not rewards.reward.requires_grad
+    assert b'"grad":"false"' in seen[-1].read()
+
+
+def test_source_lists_rungs_and_refuses_others(client):
+    assert list(client.rungs()) == ["RM_0", "RM_1", "RM_2"] == list(LocalSource(fake_ladder()).rungs())
+    for source in (client, LocalSource(fake_ladder())):
+        with pytest.raises(RewardRejected, match="unknown rung 'RM_9'"):
+            source.reward_fn("RM_9", WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (torch.full((1, 3, 32, 32), float("nan")), "finite"),
+        (torch.full((1, 3, 32, 32), 2.0), r"\[0, 1\]"),
+        (torch.zeros(3, 32, 32), "N×3×H×W"),
+        (torch.zeros(1, 3, 8, 32), "at least 32 px on each side, got 32x8"),
+    ],
+)
+def test_both_refuse_the_same_images(client, bad, words):
+    for source in (client, LocalSource(fake_ladder())):
+        with pytest.raises(RewardRejected, match=words):
+            source.reward_fn("RM_1", WEIGHTS)(bad)
+
+
+def test_an_image_without_a_reward_is_an_error_never_a_number():
+    def spoil(batch):
+        broken = batch.score.clone()
+        broken[1] = float("nan")
+        return type(batch)(broken, batch.map)
+
+    ladder = {"RM_1": FakePredictor(spoil=spoil)}
+    with client_of(ladder) as client:
+        for source, words in ((client, "1 of 3 images, image 1: .*not finite"), (LocalSource(ladder), "not finite")):
+            with pytest.raises(RewardError, match=words):
+                source.reward_fn("RM_1", WEIGHTS)(images())
+
+
+# --- pictures ---
+
+
+def test_scores_of_pictures_and_files(client, tmp_path):
+    paths = []
+    for seed in range(3):
+        paths.append(tmp_path / f"{seed}.png")
+        paths[-1].write_bytes(encode_png(photo(seed=seed)))
+    scores = client.score_files(paths, rung="RM_1", weights=WEIGHTS, map=True)
+    predictor = fake_ladder()["RM_1"]
+    for seed, score in enumerate(scores):
+        expected = predictor.assess(photo(seed=seed), WEIGHTS)
+        assert (score.score, score.reward, score.max_degradation, score.mean_degradation, score.regions) == (
+            expected.score,
+            expected.reward,
+            expected.max_degradation,
+            expected.mean_degradation,
+            expected.regions,
+        )
+        torch.testing.assert_close(score.map, expected.map, rtol=0, atol=0.5001 / 65535)
+        assert score.model == ModelId(name="fake", rung="RM_1", digest="digest-of-RM_1")
+    again = client.score_images([photo(seed=seed) for seed in range(3)], rung="RM_1", weights=WEIGHTS)
+    assert [one.reward for one in again] == [one.reward for one in scores]
+    assert again[0].map is None
+
+
+def test_pictures_go_up_in_groups(client, monkeypatch):
+    monkeypatch.setattr("finpercep.client.MAX_UPLOAD", 1)
+    pictures = [photo(seed=seed) for seed in range(3)]
+    predictor = fake_ladder()["RM_2"]
+    assert [one.score for one in client.score_images(pictures)] == [predictor.assess(picture).score for picture in pictures]
+    assert client.score_images([]) == []
+
+
+def test_a_bad_picture_is_named(client, tmp_path):
+    (tmp_path / "good.png").write_bytes(encode_png(photo()))
+    (tmp_path / "bad.png").write_bytes(b"nonsense")
+    with pytest.raises(RewardError, match=r"bad\.png: 8 bytes: not a picture"):
+        client.score_files([tmp_path / "good.png", tmp_path / "bad.png"])
+    with pytest.raises(RewardRejected, match="8 bytes: not a picture") as caught:
+        client.score_files([tmp_path / "bad.png"])
+    assert caught.value.status == 422
+
+
+def test_score_tensor_keeps_errors_apart(client):
+    got = client.score_tensor([torch.rand(3, 32, 32), torch.zeros(3, 8, 8)], map=True)
+    assert list(got.errors) == [1] and got.score[1].isnan() and got.maps[0].shape == (32, 32)
+
+
+# --- the model must stay what it was ---
+
+
+def test_a_changed_model_is_an_error():
+    ladder = fake_ladder()
+    with client_of(ladder) as client:
+        reward = client.reward_fn("RM_1", WEIGHTS)
+        reward(images())
+        ladder["RM_1"].digest = "another"
+        for ask in (lambda: reward(images()), client.model, lambda: client.score_images([photo()], rung="RM_1")):
+            with pytest.raises(RewardChanged, match=r"digest another, expected digest-of-RM_1"):
+                ask()
+
+
+def test_a_given_digest_is_required():
+    with client_of(fake_ladder(), digests={"RM_1": "wanted"}) as client, pytest.raises(RewardChanged, match="expected wanted"):
+        client.score_tensor(images(), "RM_1")
+
+
+def test_another_rung_must_not_answer():
+    model = ModelId(name="x", rung="RM_2", digest="d")
+    numbers = [torch.full((3,), 0.5)] * 4
+    body = encode_response(ScoreResponse(*numbers, model=model, timing=Timing(queue_ms=0, batch_ms=0, compute_ms=0)))
+    with RewardClient(URL, transport=httpx.MockTransport(lambda _: httpx.Response(200, content=body))) as client:
+        with pytest.raises(RewardChanged, match="RM_1 was expected to answer, RM_2 did"):
+            client.score_tensor(images(), "RM_1")
+        with pytest.raises(RewardError, match="asked about 2 images and answered about 3"):
+            client.score_tensor(images(2), "RM_2")
+
+
+# --- servers that misbehave ---
+
+
+def failing(*errors: Exception | int) -> tuple[httpx.BaseTransport, list[object]]:
+    """A transport whose first answers are ``errors`` (exceptions or statuses), then the real application's."""
+    queue, calls = list(errors), []
+    app = AppTransport(create_app(Registry(fake_ladder()), Settings()))
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        calls.append(request)
+        if not queue:
+            return app.handle_request(request)
+        error = queue.pop(0)
+        if isinstance(error, int):
+            return httpx.Response(error, json={"detail": "the sentence"})
+        raise error
+
+    return httpx.MockTransport(handle), calls
+
+
+def test_lost_connections_are_tried_again():
+    transport, calls = failing(httpx.ConnectError("refused"), httpx.ReadError("reset"), httpx.RemoteProtocolError("gone"))
+    slept: list[float] = []
+    with RewardClient(URL, transport=transport, sleep=slept.append) as client:
+        got = client.score_tensor(images(), "RM_1")
+    assert got.score.isfinite().all() and len(calls) == 4
+    assert slept == [0.1, 0.5, 2.0]
+
+
+def test_a_server_that_is_not_there():
+    transport, calls = failing(*[httpx.ConnectError("refused")] * 9)
+    words = r"http://server \(refused\); start one with: finpercep serve"
+    with RewardClient(URL, transport=transport, sleep=lambda _: None) as client, pytest.raises(RewardUnavailable, match=words):
+        client.model()
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (httpx.ReadTimeout("slow"), RewardUnavailable, "did not answer in time"),
+        (503, RewardUnavailable, "the sentence"),
+        (500, RewardError, "the sentence"),
+        (404, RewardRejected, "the sentence"),
+        (302, RewardError, "the sentence"),
+    ],
+)
+def test_other_failures_are_not_tried_again(error, kind, words):
+    transport, calls = failing(error)
+    with RewardClient(URL, transport=transport) as client, pytest.raises(kind, match=words) as caught:
+        client.score_tensor(images(), "RM_1")
+    assert type(caught.value) is kind and len(calls) == 1
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"{}", json.dumps({"items": []}).encode()])
+def test_replies_that_are_not_the_contracts(body):
+    with RewardClient(URL, transport=httpx.MockTransport(lambda _: httpx.Response(200, content=body))) as client:
+        for ask in (client.model, lambda: client.score_images([photo()]), lambda: client.score_tensor(images())):
+            with pytest.raises(RewardError, match="sent a reply that this client cannot read"):
+                ask()
+
+
+def test_a_url_without_a_scheme_says_what_was_expected():
+    with RewardClient("localhost:8000") as client, pytest.raises(RewardUnavailable, match="expected http://HOST:PORT"):
+        client.model()
+
+
+def test_the_client_imports_no_server_and_no_model():
+    heavy = ("timm", "segmentation_models_pytorch", "diffusers", "fastapi", "datasets", "torchvision", "scipy", "rm_server")
+    code = f"import sys, finpercep.client; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_maps_of_a_rung_without_one_are_none(client):
+    assert client.score_images([photo()], rung="RM_0", map=True)[0].map is None
+    assert client.score_tensor(images(), "RM_0", map=True).maps is None
+    assert np.isfinite(client.score_images([photo()], rung="RM_0")[0].reward)
