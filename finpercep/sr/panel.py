@@ -1,0 +1,42 @@
+"""The panel: full-reference metrics on held-out photos that no reward contains, through pyiqa; none needs a download."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+
+from finpercep.errors import MissingExtraError
+
+PANEL = {"psnr": True, "fsim": True, "vsi": True, "gmsd": False}
+"""Metric name → whether higher is better. PSNR is in dB; FSIM and VSI lie in [0, 1]; GMSD is 0 for identical images."""
+
+
+@dataclass(frozen=True)
+class PanelScores:
+    """Metric name → float64 (N,), one value an image."""
+
+    values: dict[str, torch.Tensor]
+
+    def means(self) -> dict[str, float]:
+        """Mean of every metric."""
+        return {name: float(values.mean()) for name, values in self.values.items()}
+
+
+@torch.no_grad()
+def panel_scores(images: torch.Tensor, ground_truth: torch.Tensor) -> PanelScores:
+    """Compare (N, 3, H, W) images in [0, 1] with their ground truth.
+
+    Raises:
+        MissingExtraError: pyiqa is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pyiqa's imports warn about themselves
+            import pyiqa
+
+            metrics = {name: pyiqa.create_metric(name, device=images.device) for name in PANEL}
+    except ImportError as error:
+        raise MissingExtraError("pyiqa", "train") from error
+    return PanelScores({name: metric(images, ground_truth).flatten().double().cpu() for name, metric in metrics.items()})
