@@ -1,0 +1,207 @@
+"""The fine-tuning loop: an SR policy, a reward that may be anywhere, a rung schedule, a run directory.
+
+Step s draws everything from (seed, s), and the state is saved every few steps, so an interrupted run continues bit for bit (CPU).
+Knows nothing about servers: a reward is a `RewardSource`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from finpercep.curriculum.blended_reward import LadderReward
+from finpercep.curriculum.run_directory import RunDirectory
+from finpercep.curriculum.schedule import RungBlend, RungSchedule
+from finpercep.errors import ConfigError, TrainingError
+from finpercep.reward import RewardFn, Rewards, RewardSource, RewardWeights
+from finpercep.rl.gram import FeatureExtractor
+from finpercep.rl.refl import ReflConfig, ReflLosses, refl_losses
+from finpercep.sr.policy import DrawPair, SRPolicy
+
+ALGORITHMS = ("refl",)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Settings of `finetune`.
+
+    Attributes:
+        algorithm: one of `ALGORITHMS`.
+        steps: optimiser steps in all.
+        rung_steps: steps on each rung, RM_0 first; None divides ``steps`` evenly.
+        blend_share: share of a rung over which the next one is blended in, in [0, 1).
+        batch_size: images a step.
+        crop: side of the HR crop in px.
+        lr: AdamW's learning rate; above 3e-6 full fine-tuning is hacked within minutes.
+        max_grad_norm: gradients are clipped to this norm.
+        save_every: steps between checkpoints.
+        seed: decides batches and noise.
+        refl: settings of ReFL.
+        reward: weights of R_k.
+    """
+
+    algorithm: str = "refl"
+    steps: int = 300
+    rung_steps: tuple[int, ...] | None = None
+    blend_share: float = 0.25
+    batch_size: int = 4
+    crop: int = 128
+    lr: float = 2e-6
+    max_grad_norm: float = 1.0
+    save_every: int = 25
+    seed: int = 0
+    refl: ReflConfig = field(default_factory=ReflConfig)
+    reward: RewardWeights = field(default_factory=RewardWeights)
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise ConfigError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}")
+        for name in ("steps", "batch_size", "crop", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.blend_share < 1:
+            raise ConfigError(f"blend_share must lie in [0, 1), got {self.blend_share}")
+
+    def schedule(self, rungs: int) -> RungSchedule:
+        """The schedule over a ladder of ``rungs`` rungs."""
+        if self.rung_steps is None:
+            return RungSchedule.even(self.steps, rungs, self.blend_share)
+        if len(self.rung_steps) != rungs or sum(self.rung_steps) != self.steps:
+            raise ConfigError(f"rung_steps must name {rungs} rungs and sum to {self.steps} steps, got {self.rung_steps}")
+        return RungSchedule(self.rung_steps, int(min(self.rung_steps) * self.blend_share))
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One line of ``metrics.jsonl``: 1-based step, the rungs in force, mean rewards of the batch, weighted losses, seconds."""
+
+    step: int
+    rung: str
+    next_rung: str | None
+    blend: float
+    reward: float
+    ceiling: float
+    score: float
+    max_degradation: float
+    mean_degradation: float
+    loss_reward: float
+    loss_pretraining: float
+    loss_gram: float
+    grad_norm: float
+    seconds: float
+    reward_seconds: float
+
+
+def finetune(
+    policy: SRPolicy,
+    source: RewardSource,
+    draw_pair: DrawPair,
+    features: FeatureExtractor,
+    config: FinetuneConfig,
+    run: RunDirectory,
+    *,
+    described: dict[str, Any] | None = None,
+) -> Iterator[StepMetrics]:
+    """Fine-tune ``policy`` in place along the rungs of ``source``; ``run.final`` holds it at the end.
+
+    Args:
+        policy: the SR model; only its parameters are changed.
+        source: the rewards.
+        draw_pair: training pairs.
+        features: frozen extractor of the Gram term.
+        config: settings.
+        run: where the run lives; a run already there is continued.
+        described: what else belongs into ``config.toml`` (paths, digests).
+
+    Yields:
+        The metrics of every step done now.
+
+    Raises:
+        RewardError: a reward could not be had; the run can be continued.
+        TrainingError: a non-finite loss, or a run directory of another run.
+    """
+    reward = LadderReward(source, config.reward)
+    schedule = config.schedule(len(reward.rungs))
+    run.claim({"finetune": dataclasses.asdict(config), "rungs": list(reward.rungs), **(described or {})})
+    reference = policy.frozen_copy()
+    optimiser = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=0.0)
+    first = 0
+    if state := run.load_state():
+        policy.load_state_dict(state["policy"])
+        optimiser.load_state_dict(state["optimiser"])
+        first = int(state["step"])
+    for step in range(first, config.steps):
+        started = time.perf_counter()
+        blend = schedule.at(step)
+        timed = _TimedReward(reward.at(blend))
+        rng = np.random.default_rng((config.seed, step))
+        hr, lr = (torch.stack(side) for side in zip(*(draw_pair(rng) for _ in range(config.batch_size)), strict=True))
+        losses = refl_losses(policy, reference, timed, features, hr, lr, config.refl, rng)
+        grad_norm = _update(policy, optimiser, losses.total, config, step)
+        metrics = _metrics(step, reward.rungs, blend, losses, grad_norm, time.perf_counter() - started, timed.seconds)
+        run.append_metrics(dataclasses.asdict(metrics))
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            run.save_state({"step": step + 1, "policy": policy.state_dict(), "optimiser": optimiser.state_dict()})
+        yield metrics
+    policy.save_pretrained(run.final)
+
+
+def _update(policy: SRPolicy, optimiser: torch.optim.Optimizer, loss: torch.Tensor, config: FinetuneConfig, step: int) -> float:
+    optimiser.zero_grad()
+    loss.backward()
+    grad_norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm))
+    if not (math.isfinite(grad_norm) and math.isfinite(loss.item())):
+        raise TrainingError(
+            f"step {step + 1}: loss is {loss.item()}, gradient norm {grad_norm}; lower the learning rate (now {config.lr})"
+        )
+    optimiser.step()
+    return grad_norm
+
+
+class _TimedReward:
+    """A `RewardFn` that counts the seconds spent waiting for it."""
+
+    def __init__(self, reward: RewardFn) -> None:
+        self._reward, self.seconds = reward, 0.0
+
+    def __call__(self, images: torch.Tensor) -> Rewards:
+        started = time.perf_counter()
+        rewards = self._reward(images)
+        self.seconds += time.perf_counter() - started
+        return rewards
+
+
+def _metrics(
+    step: int,
+    rungs: tuple[str, ...],
+    blend: RungBlend,
+    losses: ReflLosses,
+    grad_norm: float,
+    seconds: float,
+    reward_seconds: float,
+) -> StepMetrics:
+    rewards = losses.rewards
+    return StepMetrics(
+        step=step + 1,
+        rung=rungs[blend.rung],
+        next_rung=None if blend.next is None else rungs[blend.next],
+        blend=blend.weight,
+        reward=rewards.reward.mean().item(),
+        ceiling=losses.ceiling.mean().item(),
+        score=rewards.score.mean().item(),
+        max_degradation=rewards.max_degradation.mean().item(),
+        mean_degradation=rewards.mean_degradation.mean().item(),
+        loss_reward=losses.reward.item(),
+        loss_pretraining=losses.pretraining.item(),
+        loss_gram=losses.gram.item(),
+        grad_norm=grad_norm,
+        seconds=seconds,
+        reward_seconds=reward_seconds,
+    )

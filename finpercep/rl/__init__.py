@@ -1,0 +1,1 @@
+"""Fine-tuning algorithms: one file each, the objective a pure function beside its step."""

@@ -1,0 +1,198 @@
+"""The loop: local and remote rewards give the same run, interruption changes nothing, only the policy moves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+
+from finpercep.client import RewardClient
+from finpercep.curriculum.blended_reward import SCORE_ONLY, BlendedReward, LadderReward
+from finpercep.curriculum.loop import FinetuneConfig, finetune
+from finpercep.curriculum.run_directory import RunDirectory
+from finpercep.curriculum.schedule import RungBlend
+from finpercep.errors import ConfigError, RewardError, TrainingError
+from finpercep.local_reward import LocalSource
+from finpercep.predictor import load_predictors
+from finpercep.reward import Rewards, RewardWeights
+from finpercep.rl.refl import ReflConfig
+from rm_server.app import create_app
+from rm_server.registry import Registry
+from rm_server.settings import Settings
+from tests.fakes import AppTransport
+
+CONFIG = FinetuneConfig(steps=6, batch_size=2, crop=32, save_every=2, lr=1e-3, refl=ReflConfig(gram_weight=1.0))
+
+
+def draw_pair(rng: np.random.Generator):
+    hr = torch.from_numpy(rng.random((3, 32, 32), dtype=np.float32))
+    return hr, torch.nn.functional.avg_pool2d(hr[None], 4)[0]
+
+
+def features(images):
+    return [images]
+
+
+@pytest.fixture(scope="module")
+def predictors(small_ladder):
+    return load_predictors(small_ladder)
+
+
+def run(policy, source, folder, config=CONFIG, stop_after=None):
+    metrics = []
+    for step in finetune(policy, source, draw_pair, features, config, RunDirectory(folder)):
+        metrics.append(step)
+        if step.step == stop_after:
+            break
+    return metrics
+
+
+def weights_of(policy):
+    return torch.cat([tensor.flatten().float() for tensor in policy.state_dict().values()])
+
+
+def test_the_run_directory_explains_itself(small_policy, predictors, tmp_path):
+    metrics = run(small_policy, LocalSource(predictors), tmp_path)
+    assert [m.step for m in metrics] == [1, 2, 3, 4, 5, 6]
+    assert [m.rung for m in metrics] == ["RM_0", "RM_0", "RM_1", "RM_1", "RM_2", "RM_2"]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [dataclasses.asdict(m) for m in metrics]
+    config = tomllib.loads((tmp_path / "config.toml").read_text())
+    assert config["finetune"]["lr"] == 1e-3 and config["rungs"] == ["RM_0", "RM_1", "RM_2"]
+    assert (tmp_path / "final" / "policy.json").exists() and (tmp_path / "checkpoints" / "latest.pt").exists()
+
+
+def test_the_policy_moves_and_the_reward_model_does_not(small_policy, predictors, tmp_path):
+    before = weights_of(small_policy)
+    models = {rung: [t.clone() for t in p.model.state_dict().values()] for rung, p in predictors.items()}
+    run(small_policy, LocalSource(predictors), tmp_path)
+    assert not torch.equal(before, weights_of(small_policy))
+    for rung, predictor in predictors.items():
+        assert not predictor.model.training
+        for then, now in zip(models[rung], predictor.model.state_dict().values(), strict=True):
+            assert torch.equal(then, now)
+        assert all(parameter.grad is None for parameter in predictor.model.parameters())
+
+
+def test_the_loop_cannot_tell_a_remote_reward_from_a_local_one(small_policy, predictors, tmp_path):
+    """Same seeds, one run in process and one through the server and its wire: the same weights come out."""
+    remote_policy = small_policy.frozen_copy()
+    remote_policy.unet.requires_grad_(True).train(small_policy.unet.training)
+    local = run(small_policy, LocalSource(predictors), tmp_path / "local")
+    app = create_app(Registry(predictors), Settings())
+    with RewardClient("http://test", transport=AppTransport(app)) as client:
+        remote = run(remote_policy, client, tmp_path / "remote")
+    for a, b in zip(local, remote, strict=True):
+        assert a.reward == pytest.approx(b.reward, abs=1e-6)
+        assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-3)
+    assert torch.allclose(weights_of(small_policy), weights_of(remote_policy), atol=1e-5)
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_an_interrupted_run_continues_bit_for_bit(small_policy, predictors, tmp_path, stop_after):
+    copies = [small_policy.frozen_copy() for _ in range(2)]
+    for copy in copies:
+        copy.unet.requires_grad_(True).train(small_policy.unet.training)
+    source = LocalSource(predictors)
+    straight = run(small_policy, source, tmp_path / "straight")
+    run(copies[0], source, tmp_path / "resumed", stop_after=stop_after)
+    run(copies[1], source, tmp_path / "resumed")
+    assert torch.equal(weights_of(small_policy), weights_of(copies[1]))
+    ours, theirs = (RunDirectory(tmp_path / name).read_metrics() for name in ("straight", "resumed"))
+    timeless = [{k: v for k, v in record.items() if "seconds" not in k} for record in theirs]
+    assert timeless == [{k: v for k, v in record.items() if "seconds" not in k} for record in ours]
+    assert len(straight) == len(theirs)
+
+
+def test_a_finished_run_does_nothing_more(small_policy, predictors, tmp_path):
+    run(small_policy, LocalSource(predictors), tmp_path)
+    assert run(small_policy, LocalSource(predictors), tmp_path) == []
+
+
+def test_a_folder_of_another_run_is_refused(small_policy, predictors, tmp_path):
+    run(small_policy, LocalSource(predictors), tmp_path, stop_after=1)
+    with pytest.raises(TrainingError, match=r"finetune\.lr: 0\.001 there, 0\.002 here"):
+        run(small_policy, LocalSource(predictors), tmp_path, dataclasses.replace(CONFIG, lr=2e-3))
+
+
+def test_a_failing_reward_stops_the_run_and_loses_nothing(small_policy, predictors, tmp_path):
+    class Failing(LocalSource):
+        calls = 0
+
+        def reward_fn(self, rung, weights):
+            inner = super().reward_fn(rung, weights)
+
+            def reward(images):
+                Failing.calls += 1
+                if Failing.calls == 9:
+                    raise RewardError("the server is gone")
+                return inner(images)
+
+            return reward
+
+    with pytest.raises(RewardError, match="gone"):
+        run(small_policy, Failing(predictors), tmp_path)
+    done = RunDirectory(tmp_path).read_metrics()
+    assert 0 < len(done) < 6
+    assert len(run(small_policy, LocalSource(predictors), tmp_path)) + 2 * (len(done) // 2) == 6
+
+
+def test_a_non_finite_loss_stops_the_run(small_policy, predictors, tmp_path):
+    class Broken(LocalSource):
+        def reward_fn(self, rung, weights):
+            def reward(images):
+                bad = images.mean((1, 2, 3)) * float("nan")
+                return Rewards(bad, bad, bad, bad)
+
+            return reward
+
+    with pytest.raises(TrainingError, match="lower the learning rate"):
+        run(small_policy, Broken(predictors), tmp_path)
+
+
+def test_blends_mix_values_and_gradients():
+    def constant(value):
+        def reward(images):
+            r = value * images.mean((1, 2, 3))
+            return Rewards(r, r, r, r)
+
+        return reward
+
+    images = torch.ones(1, 3, 4, 4, requires_grad=True)
+    mixed = BlendedReward(constant(1.0), constant(3.0), 0.25)(images)
+    assert mixed.reward.item() == pytest.approx(1.5)
+    mixed.reward.sum().backward()
+    assert images.grad.sum().item() == pytest.approx(1.5)
+
+
+def test_rung_zero_is_rewarded_by_score_alone():
+    asked = {}
+
+    class Source:
+        def rungs(self):
+            return ["RM_0", "RM_1"]
+
+        def reward_fn(self, rung, weights):
+            asked[rung] = weights
+            return rung
+
+    weights = RewardWeights(score=0.2, max=0.3, mean=0.5)
+    ladder = LadderReward(Source(), weights)
+    assert asked == {"RM_0": SCORE_ONLY, "RM_1": weights}
+    assert ladder.at(RungBlend(1)) == "RM_1"
+
+
+@pytest.mark.parametrize("bad", [{"algorithm": "magic"}, {"steps": 0}, {"blend_share": 1.0}])
+def test_bad_settings_are_refused(bad):
+    with pytest.raises(ConfigError, match=next(iter(bad))):
+        FinetuneConfig(**bad)
+
+
+def test_rung_steps_must_fit_the_ladder():
+    with pytest.raises(ConfigError, match="must name 3 rungs"):
+        FinetuneConfig(steps=4, rung_steps=(2, 2)).schedule(3)
+    assert FinetuneConfig(steps=9, rung_steps=(2, 3, 4)).schedule(3).lengths == (2, 3, 4)
