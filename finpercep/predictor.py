@@ -14,7 +14,7 @@ import torch
 
 from data_synth.schema.pixels import RGB8
 from finpercep.checkpoint import read_ladder
-from finpercep.errors import ImageError, SchemaError
+from finpercep.errors import ImageError, RewardError, SchemaError
 from finpercep.regions import Region, find_regions
 from finpercep.reward import RewardWeights, fuse
 from finpercep.reward_model.model import MIN_SIDE, FinPercepRM, Perception
@@ -85,6 +85,7 @@ class Predictor:
 
         Raises:
             ImageError: a side below 32 px.
+            RewardError: the model's result is not finite.
         """
         height, width = pixels.shape[:2]
         if min(height, width) < self.min_side:
@@ -92,6 +93,8 @@ class Predictor:
         weights = weights or RewardWeights()
         batch = self._untiled(pixels) if height * width <= UNTILED_PIXELS else self._tiled(pixels)
         rewards = fuse(batch.score, batch.map, weights)
+        if not rewards.reward.isfinite().all():
+            raise RewardError(f"{self.rung} (digest {self.digest}): the score of this image is not finite")
         if batch.map is None:
             return Assessment(float(batch.score), float(rewards.reward), None, None, None, ())
         degradation_map = batch.map[0].cpu()

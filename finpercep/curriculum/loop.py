@@ -66,6 +66,8 @@ class FinetuneConfig:
         for name in ("steps", "batch_size", "crop", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.crop % 8:
+            raise ConfigError(f"crop must be a multiple of 8, got {self.crop}")
         if not 0 <= self.blend_share < 1:
             raise ConfigError(f"blend_share must lie in [0, 1), got {self.blend_share}")
 
@@ -142,7 +144,9 @@ def finetune(
         blend = schedule.at(step)
         timed = _TimedReward(reward.at(blend))
         rng = np.random.default_rng((config.seed, step))
-        hr, lr = (torch.stack(side) for side in zip(*(draw_pair(rng) for _ in range(config.batch_size)), strict=True))
+        hr, lr = (
+            torch.stack(side).to(policy.device) for side in zip(*(draw_pair(rng) for _ in range(config.batch_size)), strict=True)
+        )
         losses = refl_losses(policy, reference, timed, features, hr, lr, config.refl, rng)
         grad_norm = _update(policy, optimiser, losses.total, config, step)
         metrics = _metrics(step, reward.rungs, blend, losses, grad_norm, time.perf_counter() - started, timed.seconds)
@@ -150,7 +154,8 @@ def finetune(
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             run.save_state({"step": step + 1, "policy": policy.state_dict(), "optimiser": optimiser.state_dict()})
         yield metrics
-    policy.save_pretrained(run.final)
+    if first < config.steps or not (run.final / "policy.json").exists():
+        policy.save_pretrained(run.final)
 
 
 def _update(policy: SRPolicy, optimiser: torch.optim.Optimizer, loss: torch.Tensor, config: FinetuneConfig, step: int) -> float:

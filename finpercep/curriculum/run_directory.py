@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from data_synth.schema.pixels import write_atomically
+from finpercep.training.metrics_log import append_metrics, keep_metrics
 from finpercep.training.run_config import claim_config
 from finpercep.training.run_state import load_run_state, save_run_state
 
@@ -32,17 +31,9 @@ class RunDirectory:
         """The latest checkpoint, or None. Metrics of steps after it are dropped: those steps will be run again."""
         state = load_run_state(self._state_path)
         done = 0 if state is None else int(state["step"])
-        if self.metrics_path.exists():
-            kept = [record for record in self.read_metrics() if record["step"] <= done]
-            write_atomically(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        keep_metrics(self.metrics_path, lambda record: record["step"] <= done)
         return state
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; ``record["step"]`` is 1-based."""
-        with self.metrics_path.open("a") as lines:
-            lines.write(json.dumps(record) + "\n")
-
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """All whole lines of ``metrics.jsonl``; a last line cut off by a crash is left out."""
-        lines = self.metrics_path.read_text().split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        append_metrics(self.metrics_path, record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
@@ -21,9 +22,17 @@ def build_reward_model(config: RewardModelConfig, *, pretrained_encoder: bool = 
         ConfigError: no such encoder.
         WeightsError: pretrained encoder weights were asked for and cannot be had.
     """
+    encoder = _build_encoder(config, pretrained=pretrained_encoder)
+    channels = list(encoder.out_channels)
+    decoder = None if config.map_stride is None else MapDecoder(channels, config.decoder_channels[: config.decoder_blocks])
+    head = ScoreHead(channels[-1], config.modulation, config.head_hidden)
+    return FinPercepRM(config, encoder, decoder, head)
+
+
+def _build_encoder(config: RewardModelConfig, *, pretrained: bool) -> Any:
     try:
-        encoder = smp.encoders.get_encoder(
-            config.encoder, in_channels=3, depth=config.encoder_depth, weights="imagenet" if pretrained_encoder else None
+        return smp.encoders.get_encoder(
+            config.encoder, in_channels=3, depth=config.encoder_depth, weights="imagenet" if pretrained else None
         )
     except (KeyError, RuntimeError) as error:
         raise ConfigError(f"encoder {config.encoder!r} is not one segmentation-models-pytorch knows: {error}") from error
@@ -31,15 +40,11 @@ def build_reward_model(config: RewardModelConfig, *, pretrained_encoder: bool = 
         raise WeightsError(
             f"weights of {config.encoder!r} could not be downloaded; train from scratch instead: {error}"
         ) from error
-    channels = list(encoder.out_channels)
-    decoder = None if config.map_stride is None else MapDecoder(channels, config.decoder_channels[: config.decoder_blocks])
-    head = ScoreHead(channels[-1], config.modulation, config.map_pooling, config.head_hidden)
-    return FinPercepRM(config, encoder, decoder, head)
 
 
 def with_encoder_statistics(config: RewardModelConfig) -> RewardModelConfig:
     """``config`` with the input normalisation of its encoder's data config."""
-    encoder = smp.encoders.get_encoder(config.encoder, in_channels=3, depth=config.encoder_depth, weights=None)
+    encoder = _build_encoder(config, pretrained=False)
     data = getattr(getattr(encoder, "model", None), "default_cfg", None) or {}
     return replace(config, mean=tuple(data.get("mean", config.mean)), std=tuple(data.get("std", config.std)))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args
 
+from pydantic import TypeAdapter, ValidationError
+
 from finpercep.errors import ConfigError
 
 Modulation = Literal["literal", "complement", "residual", "statistics"]
@@ -72,8 +74,15 @@ class RewardModelConfig:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Self:
-        """Validate and build. Raises `ConfigError` on an unknown field or a bad value."""
-        if unknown := set(record) - {field.name for field in fields(cls)}:
-            raise ConfigError(f"unknown reward-model setting {sorted(unknown)}")
-        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
-        return cls(**values)
+        """Validate and build. Raises `ConfigError` on a missing or unknown field, or a value of the wrong type or range.
+
+        A missing field is not filled with today's default: a later default must not change what an old checkpoint means.
+        """
+        names = {field.name for field in fields(cls)}
+        if set(record) != names:
+            raise ConfigError(f"expected exactly the settings {sorted(names)}, got {sorted(record)}")
+        try:
+            return TypeAdapter(cls).validate_python(record)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise ConfigError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, got {fault['input']!r}") from error

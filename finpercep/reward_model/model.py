@@ -16,10 +16,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from finpercep.checkpoint import read_checkpoint, write_checkpoint
-from finpercep.errors import WeightsError
+from finpercep.errors import ConfigError, SchemaError, WeightsError
 from finpercep.reward_model.config import RewardModelConfig
 from finpercep.reward_model.map_decoder import MapDecoder
-from finpercep.reward_model.score_head import ScoreHead
+from finpercep.reward_model.score_head import MapForScore, ScoreHead, bring_to
 
 MIN_SIDE = 32
 """Smallest image side in px that the model takes."""
@@ -99,19 +99,19 @@ class FinPercepRM(nn.Module, ModelHubMixin):
 
     def score(self, seen: Perception, size: tuple[int, int]) -> torch.Tensor:
         """S in [0, 1], (N,), of images of ``size`` (height, width)."""
-        coarse_map = None if seen.coarse_logits is None else self._padded_like_deep(seen.coarse_logits, seen.deep).sigmoid()
-        logit = self.score_head(seen.deep, coarse_map, self._image_share(seen.deep, size))
+        logit = self.score_head(seen.deep, self._map_for_score(seen), self._image_share(seen.deep, size))
         return torch.sigmoid(self.config.score_scale * logit.float() + self.config.score_shift)
 
-    def _padded_like_deep(self, coarse_logits: torch.Tensor, deep: torch.Tensor) -> torch.Tensor:
-        """Extend the cropped map to f_N's grid by its edge, so that both pool over the same positions."""
+    def _map_for_score(self, seen: Perception) -> MapForScore | None:
+        """Where f_N reaches beyond the image because the input was padded, the map's edge is repeated."""
+        if seen.coarse_logits is None:
+            return None
+        own = seen.coarse_logits.sigmoid()
         ratio = self.config.deep_stride // (self.config.map_stride or 1)
-        missing = [deep.shape[axis] * ratio - coarse_logits.shape[axis] for axis in (-1, -2)]
-        return (
-            F.pad(coarse_logits[:, None], (0, missing[0], 0, missing[1]), mode="replicate")[:, 0]
-            if any(missing)
-            else coarse_logits
-        )
+        height, width = seen.deep.shape[-2:]
+        missing = (0, width * ratio - own.shape[-1], 0, height * ratio - own.shape[-2])
+        padded = F.pad(own[:, None], missing, mode="replicate")[:, 0] if any(missing) else own
+        return MapForScore(own, bring_to(padded, (height, width), self.config.map_pooling))
 
     def _image_share(self, deep: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """(h, w): the share of each f_N position that lies inside the image."""
@@ -138,8 +138,11 @@ class FinPercepRM(nn.Module, ModelHubMixin):
         from finpercep.reward_model.build import build_reward_model
 
         checkpoint = read_checkpoint(folder)
-        model = build_reward_model(RewardModelConfig.from_json(checkpoint.model))
-        model.load_state_dict(checkpoint.state)
+        try:
+            model = build_reward_model(RewardModelConfig.from_json(checkpoint.model))
+            model.load_state_dict(checkpoint.state)
+        except (ConfigError, RuntimeError) as error:
+            raise SchemaError(str(folder), "model", "a config and weights that fit each other", str(error)) from error
         model.digest = checkpoint.digest
         return model.eval()
 

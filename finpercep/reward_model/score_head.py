@@ -6,12 +6,27 @@ Departs from the paper in that the form of the product is a choice (`config.Modu
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from finpercep.reward import DEFAULT_TOP_FRACTION, top_fraction_mean
 from finpercep.reward_model.config import Modulation, Pooling
+
+
+@dataclass(frozen=True)
+class MapForScore:
+    """The degradation map as the score sees it, in [0, 1].
+
+    Attributes:
+        own: (N, h', w') at the decoder's stride, of the image alone, without padding.
+        at_deep: (N, h, w), brought to f_N's size.
+    """
+
+    own: torch.Tensor
+    at_deep: torch.Tensor
 
 
 def bring_to(degradation_map: torch.Tensor, size: tuple[int, int], pooling: Pooling) -> torch.Tensor:
@@ -22,39 +37,36 @@ def bring_to(degradation_map: torch.Tensor, size: tuple[int, int], pooling: Pool
     return F.interpolate(planes, size, mode="area")[:, 0]
 
 
-def modulated_features(
-    deep: torch.Tensor, degradation_map: torch.Tensor | None, weight: torch.Tensor, form: Modulation, pooling: Pooling
-) -> torch.Tensor:
+def modulated_features(deep: torch.Tensor, seen: MapForScore | None, weight: torch.Tensor, form: Modulation) -> torch.Tensor:
     """Features of f_N under the map, averaged over positions.
 
     Args:
         deep: f_N, (N, C, h, w).
-        degradation_map: M in [0, 1] at the decoder's stride, (N, h', w'); None for RM_0, whose score is that of M = 0 in
-            every form but ``literal``, where it is that of the plain features.
+        seen: the map; None for RM_0, whose score is that of M = 0 in every form but ``literal``, where it is that of the plain
+            features.
         weight: (h, w), the share of each position that is image and not padding.
         form: the modulation.
-        pooling: how M is brought to (h, w).
 
     Returns:
         (N, C), or (N, 2C + 2) for ``statistics``.
     """
-    if degradation_map is None:
-        plain = _weighted_mean(deep, weight)
+    plain = _weighted_mean(deep, weight)
+    if seen is None:
         return (
-            plain if form != "statistics" else torch.cat([plain, torch.zeros_like(plain), plain.new_zeros(len(plain), 2)], dim=1)
+            torch.cat([plain, torch.zeros_like(plain), plain.new_zeros(len(plain), 2)], dim=1) if form == "statistics" else plain
         )
-    at_deep = bring_to(degradation_map, (deep.shape[-2], deep.shape[-1]), pooling)[:, None]
+    product = _weighted_mean(deep * seen.at_deep[:, None], weight)
     match form:
         case "literal":
-            return _weighted_mean(deep * at_deep, weight)
+            return product
         case "complement":
-            return _weighted_mean(deep * (1 - at_deep), weight)
+            return plain - product
         case "residual":
-            return _weighted_mean(deep * (1 + at_deep), weight)
+            return plain + product
         case "statistics":
-            mean = degradation_map.flatten(1).mean(dim=1, keepdim=True)
-            worst = top_fraction_mean(degradation_map, DEFAULT_TOP_FRACTION)[:, None]
-            return torch.cat([_weighted_mean(deep, weight), _weighted_mean(deep * at_deep, weight), mean, worst], dim=1)
+            mean = seen.own.flatten(1).mean(dim=1, keepdim=True)
+            worst = top_fraction_mean(seen.own, DEFAULT_TOP_FRACTION)[:, None]
+            return torch.cat([plain, product, mean, worst], dim=1)
 
 
 def _weighted_mean(planes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -64,13 +76,13 @@ def _weighted_mean(planes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 class ScoreHead(nn.Module):
     """The MLP. No normalisation in front of it: that would remove the scale the map puts in."""
 
-    def __init__(self, channels: int, form: Modulation, pooling: Pooling, hidden: int) -> None:
+    def __init__(self, channels: int, form: Modulation, hidden: int) -> None:
         super().__init__()
-        self.form, self.pooling = form, pooling
+        self.form = form
         inputs = 2 * channels + 2 if form == "statistics" else channels
         self.mlp = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
-    def forward(self, deep: torch.Tensor, degradation_map: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
+    def forward(self, deep: torch.Tensor, seen: MapForScore | None, weight: torch.Tensor) -> torch.Tensor:
         """Score logit (N,); higher is better. Arguments as in `modulated_features`."""
-        logit: torch.Tensor = self.mlp(modulated_features(deep, degradation_map, weight, self.form, self.pooling))
+        logit: torch.Tensor = self.mlp(modulated_features(deep, seen, weight, self.form))
         return logit[:, 0]

@@ -93,7 +93,7 @@ def refl_losses(
         rng: decides m and all noise.
     """
     index = int(rng.choice(np.asarray(config.indices(policy.num_steps))))
-    generators = seeded_generators(rng.integers(2**31, size=len(hr)).tolist(), hr.device)
+    generators = seeded_generators(rng.integers(2**31, size=len(hr)).tolist())
     with torch.no_grad():
         condition = policy.condition(lr)
         x = policy.initial_state(condition, generators)

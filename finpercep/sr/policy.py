@@ -39,6 +39,11 @@ class SRPolicy(Protocol):
         """Number of denoising steps of one sample."""
         ...
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is; tensors handed in must be there."""
+        ...
+
     def condition(self, lr: torch.Tensor) -> torch.Tensor:
         """Encode the LR images (N×3×h×w, [0, 1]) into what the network is conditioned on."""
         ...
@@ -64,7 +69,7 @@ class SRPolicy(Protocol):
         ...
 
     def sample(self, lr: torch.Tensor, generators: Generators) -> torch.Tensor:
-        """SR images N×3×H×W in [0, 1] for ``lr``; no gradient."""
+        """SR images N×3×H×W in [0, 1] for ``lr`` on any device; no gradient."""
         ...
 
     def parameters(self) -> Iterable[torch.nn.Parameter]:
@@ -88,6 +93,13 @@ class SRPolicy(Protocol):
         ...
 
 
-def seeded_generators(seeds: Iterable[int], device: torch.device | str = "cpu") -> list[torch.Generator]:
-    """One generator for each seed."""
-    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
+def sample_images(policy: SRPolicy, lr: torch.Tensor, seeds: Iterable[int], *, batch_size: int = 8) -> torch.Tensor:
+    """`SRPolicy.sample` of many LR images, a few at a time; image i's noise comes from seed i alone."""
+    generators = seeded_generators(seeds)
+    starts = range(0, len(lr), batch_size)
+    return torch.cat([policy.sample(lr[i : i + batch_size], generators[i : i + batch_size]) for i in starts])
+
+
+def seeded_generators(seeds: Iterable[int]) -> list[torch.Generator]:
+    """One generator for each seed, on the CPU, so that the noise is the same whatever the device."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]

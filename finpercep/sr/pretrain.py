@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
 
-from finpercep.errors import TrainingError
+from finpercep.errors import ConfigError, TrainingError
 from finpercep.sr.policy import DrawPair, seeded_generators
 from finpercep.sr.tiny import TinyDiffusionSR
 from finpercep.training.learning_rate import warmup_cosine
@@ -45,6 +45,10 @@ class PretrainConfig:
     save_every: int = 200
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.crop < 8 or self.crop % 8:
+            raise ConfigError(f"crop must be a positive multiple of 8, got {self.crop}")
+
 
 @dataclass(frozen=True)
 class PretrainProgress:
@@ -71,6 +75,7 @@ def pretrain(policy: TinyDiffusionSR, draw_pair: DrawPair, config: PretrainConfi
         policy.load_state_dict(state["unet"])
         optimiser.load_state_dict(state["optimiser"])
         ema.load_state_dict(state["ema"])
+        ema.to(policy.device)
         first = state["step"]
     policy.unet.train()
     with ThreadPoolExecutor(1) as prefetch:
@@ -80,7 +85,9 @@ def pretrain(policy: TinyDiffusionSR, draw_pair: DrawPair, config: PretrainConfi
             upcoming = prefetch.submit(_draw_batch, draw_pair, config, step + 1)
             for group in optimiser.param_groups:
                 group["lr"] = warmup_cosine(step, config.steps, config.lr)
-            loss = policy.denoising_loss(hr, lr, seeded_generators(_noise_seeds(config, step)))
+            loss = policy.denoising_loss(
+                hr.to(policy.device), lr.to(policy.device), seeded_generators(_noise_seeds(config, step))
+            )
             if not math.isfinite(loss.item()):
                 raise TrainingError(f"step {step + 1}: loss is {loss.item()}; lower the learning rate (now {config.lr})")
             optimiser.zero_grad()

@@ -91,7 +91,11 @@ class TinyDiffusionSR:
         """The same live network, sampled in another number of steps (and with another η)."""
         eta = self.config.eta if eta is None else eta
         config = TinyConfig(self.config.scale, self.config.residual_std, num_steps, eta)
-        return TinyDiffusionSR(self.unet, build_scheduler(), config, autocast=self.autocast)
+        return TinyDiffusionSR(self.unet, self._own_scheduler(), config, autocast=self.autocast)
+
+    def _own_scheduler(self) -> DDIMScheduler:
+        """The same schedule as a new object, since a scheduler holds the timesteps of its policy."""
+        return DDIMScheduler.from_config(self.scheduler.config)
 
     @property
     def scale(self) -> int:
@@ -169,7 +173,7 @@ class TinyDiffusionSR:
         clean = self.residual(hr, condition)
         noise = randn_tensor(clean.shape, generator=list(generators), device=clean.device, dtype=clean.dtype)
         total = self.scheduler.config.num_train_timesteps
-        timesteps = torch.cat([torch.randint(total, (1,), generator=g, device=g.device) for g in generators]).to(clean.device)
+        timesteps = torch.cat([torch.randint(total, (1,), generator=g) for g in generators]).to(clean.device)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
         target = self.scheduler.get_velocity(clean, noise, timesteps)
         return F.mse_loss(self._velocity(noisy, timesteps, condition), target)
@@ -203,7 +207,7 @@ class TinyDiffusionSR:
     def frozen_copy(self) -> Self:
         """A deep copy without gradients, in eval mode."""
         unet = copy.deepcopy(self.unet).requires_grad_(False).eval()
-        return type(self)(unet, build_scheduler(), self.config, autocast=self.autocast)
+        return type(self)(unet, self._own_scheduler(), self.config, autocast=self.autocast)
 
     def to(self, device: torch.device | str) -> Self:
         """Move the network; returns self."""
@@ -212,6 +216,7 @@ class TinyDiffusionSR:
 
     def save_pretrained(self, folder: Path, *, half: bool = False) -> None:
         """Write ``unet/`` and ``scheduler/`` as diffusers does, and ``policy.json`` last, which marks the folder complete."""
+        (folder / "policy.json").unlink(missing_ok=True)
         unet = copy.deepcopy(self.unet).half() if half else self.unet
         unet.save_pretrained(folder / "unet", variant="fp16" if half else None)
         self.scheduler.save_pretrained(folder / "scheduler")

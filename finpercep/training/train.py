@@ -124,12 +124,12 @@ def train_ladder(
         validation: samples of other photos, for the figures.
         config: settings.
         out: becomes a ladder folder (contract 2).
-        start: models to start rungs of the same name from, in place of fresh weights.
+        start: models to start rungs of the same name from, in place of fresh weights and of the rung before.
         name: the ladder's name.
         device: where to train.
 
     Yields:
-        A report after every step and every rung.
+        A report after every step done now, and after every rung, those of an earlier run included.
 
     Raises:
         TrainingError: no training sample, or a non-finite loss.
@@ -141,20 +141,17 @@ def train_ladder(
     previous: FinPercepRM | None = None
     for position, (rung, model_config) in enumerate(config.ladder.rungs()):
         folder = out / rung
-        if (folder / "config.json").exists():
-            model = FinPercepRM.load(folder).to(device)
-        else:
+        if not (folder / "config.json").exists():
             torch.manual_seed(config.seed + position)  # a rung's fresh weights must not depend on where a run was interrupted
             model = build_reward_model(model_config, pretrained_encoder=config.pretrained_encoder and position == 0).to(device)
             for parent in (previous, (start or {}).get(rung)):
                 if parent is not None:
                     inherit_weights(model, parent)
             yield from _train_rung(model, anchor, train, config, rung, config.steps[position], out / "run_state.pt")
-            digest = write_checkpoint(
-                folder, model_config.to_json(), model.state_dict(), dtype=torch.float16 if config.half else None
-            )
-            model = FinPercepRM.load(folder).to(device)  # go on from what was stored
-            yield RungReport(rung, digest, evaluate_rung(model, validation) if len(validation) else None)
+            dtype = torch.float16 if config.half else None
+            write_checkpoint(folder, model_config.to_json(), model.state_dict(), dtype=dtype)
+        model = FinPercepRM.load(folder).to(device)  # go on from what was stored
+        yield RungReport(rung, str(model.digest), evaluate_rung(model, validation) if len(validation) else None)
         entries.append(LadderRung(rung, rung, str(model.digest)))
         previous = model
         anchor = anchor or copy.deepcopy(model).eval().requires_grad_(False)

@@ -101,6 +101,16 @@ def test_a_broken_contract_names_file_and_field(ladder, file, changes, field):
     assert file.split("/")[-1] in str(caught.value)
 
 
+@pytest.mark.parametrize("change", [{"modulation": None}, {"encoder_depth": "four"}, {"map_stride": 16}, {"surprise": 1}])
+def test_a_config_is_never_completed_or_guessed(ladder, change):
+    """A missing setting must not take today's default, and a config that does not fit the weights is refused by name."""
+    checkpoint = read_checkpoint(ladder / "RM_2")
+    model = {name: value for name, value in {**checkpoint.model, **change}.items() if value is not None}
+    write_checkpoint(ladder / "RM_2", model, checkpoint.state)
+    with pytest.raises(SchemaError, match=r"RM_2: model:"):
+        FinPercepRM.load(ladder / "RM_2")
+
+
 def test_missing_and_damaged_files(ladder, tmp_path):
     with pytest.raises(WeightsError, match=r"ladder\.json"):
         load_predictors(tmp_path / "nowhere")

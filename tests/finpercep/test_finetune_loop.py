@@ -20,6 +20,7 @@ from finpercep.local_reward import LocalSource
 from finpercep.predictor import load_predictors
 from finpercep.reward import Rewards, RewardWeights
 from finpercep.rl.refl import ReflConfig
+from finpercep.training.metrics_log import read_metrics
 from rm_server.app import create_app
 from rm_server.registry import Registry
 from rm_server.settings import Settings
@@ -102,7 +103,7 @@ def test_an_interrupted_run_continues_bit_for_bit(small_policy, predictors, tmp_
     run(copies[0], source, tmp_path / "resumed", stop_after=stop_after)
     run(copies[1], source, tmp_path / "resumed")
     assert torch.equal(weights_of(small_policy), weights_of(copies[1]))
-    ours, theirs = (RunDirectory(tmp_path / name).read_metrics() for name in ("straight", "resumed"))
+    ours, theirs = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("straight", "resumed"))
     timeless = [{k: v for k, v in record.items() if "seconds" not in k} for record in theirs]
     assert timeless == [{k: v for k, v in record.items() if "seconds" not in k} for record in ours]
     assert len(straight) == len(theirs)
@@ -136,7 +137,7 @@ def test_a_failing_reward_stops_the_run_and_loses_nothing(small_policy, predicto
 
     with pytest.raises(RewardError, match="gone"):
         run(small_policy, Failing(predictors), tmp_path)
-    done = RunDirectory(tmp_path).read_metrics()
+    done = read_metrics(tmp_path / "metrics.jsonl")
     assert 0 < len(done) < 6
     assert len(run(small_policy, LocalSource(predictors), tmp_path)) + 2 * (len(done) // 2) == 6
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finpercep import predictor as predictor_module
-from finpercep.errors import ImageError
+from finpercep.errors import ImageError, RewardError
 from finpercep.predictor import Predictor, _tiles, load_predictors
 from finpercep.reward import RewardWeights, fuse
 
@@ -65,6 +65,13 @@ def test_large_pictures_go_through_in_tiles(finest, monkeypatch):
     pixels = picture(200, 220)
     monkeypatch.setattr(finest, "_untiled", lambda _: pytest.fail("not tiled"))
     assert finest.assess(pixels).map.shape == (200, 220)
+
+
+def test_a_score_that_is_not_finite_is_an_error(small_ladder):
+    broken = load_predictors(small_ladder)["RM_1"]
+    torch.nn.init.constant_(broken.model.score_head.mlp[0].bias, float("nan"))
+    with pytest.raises(RewardError, match="not finite"):
+        broken.assess(picture(40, 40))
 
 
 def test_small_pictures_are_refused(finest):

@@ -12,7 +12,7 @@ from finpercep.reward_model.build import build_reward_model, inherit_weights, wi
 from finpercep.reward_model.config import RewardModelConfig
 from finpercep.reward_model.ladder import LadderConfig
 from finpercep.reward_model.model import Perception
-from finpercep.reward_model.score_head import bring_to, modulated_features
+from finpercep.reward_model.score_head import MapForScore, bring_to, modulated_features
 
 FORMS = ("literal", "complement", "residual", "statistics")
 
@@ -42,11 +42,12 @@ def test_modulation_forms_are_the_formulas():
     deep, weight = torch.rand(2, 5, 4, 4), torch.ones(4, 4)
     degradation = torch.rand(2, 16, 16)
     at_deep = torch.nn.functional.avg_pool2d(degradation[:, None], 4)
+    seen = MapForScore(degradation, at_deep[:, 0])
     expected = {"literal": deep * at_deep, "complement": deep * (1 - at_deep), "residual": deep * (1 + at_deep)}
     for form, product in expected.items():
-        got = modulated_features(deep, degradation, weight, form, "area")
+        got = modulated_features(deep, seen, weight, form)
         assert torch.allclose(got, product.mean((2, 3)), atol=1e-6)
-    got = modulated_features(deep, degradation, weight, "statistics", "area")
+    got = modulated_features(deep, seen, weight, "statistics")
     assert got.shape == (2, 12)
     assert torch.allclose(got[:, -2], degradation.mean((1, 2)), atol=1e-6)
 
@@ -55,8 +56,8 @@ def test_modulation_forms_are_the_formulas():
 @pytest.mark.parametrize("form", ["complement", "residual", "statistics"])
 def test_rung_zero_is_the_rung_with_an_empty_map(form):
     deep, weight = torch.rand(2, 5, 4, 4), torch.ones(4, 4)
-    without = modulated_features(deep, None, weight, form, "area")
-    assert torch.allclose(without, modulated_features(deep, torch.zeros(2, 16, 16), weight, form, "area"))
+    empty = MapForScore(torch.zeros(2, 16, 16), torch.zeros(2, 4, 4))
+    assert torch.allclose(modulated_features(deep, None, weight, form), modulated_features(deep, empty, weight, form))
 
 
 @pytest.mark.parametrize("pooling", ["area", "max"])
@@ -94,6 +95,10 @@ def test_padding_does_not_count_in_the_score():
     share = model._image_share(torch.zeros(1, 1, 4, 4), (64, 50))
     assert share.sum().item() == pytest.approx(4 * 50 / 16)
     assert share[0].tolist() == [1.0, 1.0, 1.0, 0.125]
+    seen = model.perceive(torch.rand(1, 3, 64, 50))
+    logits = torch.full((1, 16, 13), -50.0)
+    logits[..., -1] = 50.0  # the last column of the image; padding must not make it wider
+    assert model._map_for_score(Perception(seen.deep, logits)).own.mean().item() == pytest.approx(1 / 13)
 
 
 def test_too_small_or_misshapen_images_are_refused():
@@ -128,8 +133,8 @@ def test_the_ladder_begins_without_a_map_and_gets_finer():
 
 def test_normalisation_follows_the_encoders_data_config():
     assert with_encoder_statistics(RewardModelConfig(encoder="tu-mobilenetv3_small_050")).mean == (0.485, 0.456, 0.406)
-    vit_like = with_encoder_statistics(RewardModelConfig(encoder="tu-tf_efficientnetv2_b0"))
-    assert vit_like.mean == (0.485, 0.456, 0.406)
+    inception_like = with_encoder_statistics(RewardModelConfig(encoder="tu-mobilevitv2_050"))
+    assert inception_like.mean == (0.0, 0.0, 0.0) and inception_like.std == (1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -143,3 +148,5 @@ def test_bad_settings_are_refused(bad):
 def test_unknown_encoder_is_refused():
     with pytest.raises(ConfigError, match="encoder 'tu-nonsense'"):
         build(encoder="tu-nonsense")
+    with pytest.raises(ConfigError, match="encoder 'tu-nonsense'"):
+        with_encoder_statistics(RewardModelConfig(encoder="tu-nonsense"))

@@ -88,6 +88,12 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, stop_at):
             assert torch.equal(tensor, resumed[rung][name]), (rung, name)
 
 
+def test_a_finished_ladder_is_reported_again_but_not_trained_again(tmp_path):
+    first = run(tmp_path)
+    again = run(tmp_path)
+    assert again == [report for report in first if isinstance(report, RungReport)]
+
+
 def test_the_map_learns_to_see_the_defect(tmp_path):
     """Unseen pictures, known kind of defect: paired AUROC well above chance, and gt ranked above syn above sr."""
     config = dataclasses.replace(CONFIG, steps=(30, 30, 40), lr=3e-3)

@@ -18,21 +18,15 @@ from finpercep.local_reward import LocalSource
 from finpercep.predictor import load_predictors
 from finpercep.reward import RewardWeights
 from tests.fakes import photo
-from tests.tiny_ladder import write_tiny_ladder
 
 LARGEST_BODY = 4 * 1024 * 1024
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_tiny_ladder(tmp_path_factory.mktemp("ladder"))
-
-
-@pytest.fixture(scope="module")
-def server(folder):
+def server(small_ladder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FINPERCEP_MAX_BODY_BYTES", str(LARGEST_BODY))
-        process = ServerProcess(folder).__enter__()
+        process = ServerProcess(small_ladder).__enter__()
     yield process
     begun = time.monotonic()
     process.stop()
@@ -46,8 +40,8 @@ def client(server):
 
 
 @pytest.fixture(scope="module")
-def predictors(folder):
-    return load_predictors(folder)
+def predictors(small_ladder):
+    return load_predictors(small_ladder)
 
 
 @pytest.mark.parametrize("rung", ["RM_0", "RM_1"])
@@ -70,8 +64,8 @@ def test_served_reward_and_gradient_are_the_local_ones(client, predictors, rung)
 def test_served_assessment_is_the_local_one(client, predictors):
     pixels = photo(90, 130)
     got = client.score_images([pixels], map=True)[0]
-    expected = predictors["RM_1"].assess(pixels)
-    assert got.model.digest == predictors["RM_1"].digest
+    expected = predictors["RM_2"].assess(pixels)
+    assert got.model.digest == predictors["RM_2"].digest
     for name in ("score", "reward", "max_degradation", "mean_degradation"):
         assert getattr(got, name) == pytest.approx(getattr(expected, name), abs=1e-6)
     torch.testing.assert_close(got.map, expected.map, rtol=0, atol=2e-5)
@@ -96,7 +90,7 @@ def test_an_early_refusal_reaches_a_client_that_is_still_sending(server, client)
     body = b"x" * (16 * LARGEST_BODY)
     answer = httpx.post(f"{server.url}/score", content=body, headers={"content-type": "image/png"}, timeout=60, trust_env=False)
     assert answer.status_code == 413 and f"at most {LARGEST_BODY} bytes" in answer.json()["detail"]
-    assert client.model().name == "tiny"
+    assert client.model().name == "small"
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path):

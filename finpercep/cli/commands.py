@@ -1,0 +1,36 @@
+"""Which commands there are. Their names are fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import typer
+
+from finpercep.cli.demo import demo
+from finpercep.cli.eval_rm import eval_rm
+from finpercep.cli.finetune import finetune
+from finpercep.cli.report import report
+from finpercep.cli.score import score
+from finpercep.cli.serve import serve
+from finpercep.cli.synth import synth
+from finpercep.cli.train_rm import train_rm
+from finpercep.cli.train_sr import train_sr
+from finpercep.cli.upscale import upscale
+
+
+def register(app: typer.Typer) -> None:
+    """Add every command to ``app``."""
+    commands: dict[str, Callable[..., None]] = {
+        "demo": demo,
+        "synth": synth,
+        "train-sr": train_sr,
+        "train-rm": train_rm,
+        "eval-rm": eval_rm,
+        "score": score,
+        "serve": serve,
+        "finetune": finetune,
+        "upscale": upscale,
+        "report": report,
+    }
+    for name, command in commands.items():
+        app.command(name, no_args_is_help=name not in {"demo", "serve"})(command)

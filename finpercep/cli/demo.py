@@ -1,0 +1,146 @@
+"""`finpercep demo`: the whole story on real photographs, on a laptop CPU, ending in an HTML report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from finpercep.cli.console import figures_table, say, show
+from finpercep.cli.options import Seed
+
+if TYPE_CHECKING:
+    from data_synth.photos import PhotoSplit
+    from finpercep.client import RewardClient
+
+VALIDATION, TEST = 0.15, 0.25
+"""Shares of the photos held out, by photo."""
+
+
+@dataclass(frozen=True)
+class DemoScale:
+    """How much of everything the demo does; the steps are the same at every scale.
+
+    Attributes:
+        samples: size of the dataset.
+        crop: side of its samples in px.
+        rung_steps: training steps of each rung from the packaged weights.
+        scratch_steps: the same from scratch.
+        batch_size: triplets a training step.
+        finetune_steps: fine-tuning steps in all.
+        finetune_batch: images a fine-tuning step.
+        evaluation_crops: held-out crops the panel measures.
+    """
+
+    samples: int = 320
+    crop: int = 160
+    rung_steps: tuple[int, ...] = (40, 60, 120)
+    scratch_steps: tuple[int, ...] = (120, 150, 300)
+    batch_size: int = 8
+    finetune_steps: int = 120
+    finetune_batch: int = 4
+    evaluation_crops: int = 24
+
+
+FAST = DemoScale(
+    samples=80, rung_steps=(8, 12, 24), scratch_steps=(20, 25, 40), finetune_steps=18, finetune_batch=2, evaluation_crops=8
+)
+
+
+class Stopwatch:
+    """Seconds of each phase, in order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Announce and time a phase."""
+        say(name, style="bold")
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
+
+
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Run directory; default runs/demo, or runs/demo-fast.")] = None,
+    photos: Annotated[Path | None, typer.Option(help="Folder of your own photos; default the sample photographs.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Smaller numbers, under two minutes.")] = False,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Train the reward model from fresh weights.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Photos in; dataset, reward model, server, fine-tuned SR model and report out. Run again to resume.
+
+    Example: finpercep demo --fast
+    """
+    from finpercep.cli.demo_measures import evaluate_policies, score_planted_defect
+    from finpercep.cli.demo_report import compose
+    from finpercep.cli.server_process import ServerProcess
+    from finpercep.client import RewardClient
+    from finpercep.predictor import packaged_model_folder
+    from finpercep.report.page import write_report
+
+    scale = FAST if fast else DemoScale()
+    folder = out or Path("runs/demo-fast" if fast else "runs/demo")
+    scratch = from_scratch or not (packaged_model_folder() / "ladder.json").exists()
+    watch = Stopwatch()
+    with watch.phase("1/5 dataset from photos"):
+        split = build(photos, folder / "data", scale, seed)
+    with watch.phase(f"2/5 reward-model ladder ({'from scratch' if scratch else 'from the packaged weights'})"):
+        train(folder, scale, scratch, seed)
+    with ServerProcess(folder / "ladder") as server, RewardClient(server.url) as client:
+        with watch.phase(f"3/5 reward server on {server.url}"):
+            planted = score_planted_defect(client, split.test, seed)
+        with watch.phase("4/5 fine-tuning against the served reward"):
+            finetune(client, split, folder, scale, seed)
+    with watch.phase("5/5 measuring and report"):
+        evaluation = evaluate_policies(split.test, folder, scale.crop, scale.evaluation_crops, seed)
+        report = compose(folder, planted, evaluation, watch.seconds, scratch=scratch)
+        write_report(report, folder / "report.html")
+    show(figures_table("finpercep demo", report.figures))
+    print(folder / "report.html")
+
+
+def build(photos: Path | None, out: Path, scale: DemoScale, seed: int) -> PhotoSplit:
+    """Build the dataset; returns the photos, divided as the dataset divides them."""
+    from data_synth.build import BuildConfig
+    from data_synth.photos import find_photos, sample_photos, split_photos
+    from data_synth.recipe import RecipeConfig
+    from finpercep.cli.synth import run_build
+
+    found = sample_photos() if photos is None else find_photos(photos)
+    config = BuildConfig(
+        count=scale.samples, seed=seed, shard_size=40, validation=VALIDATION, test=TEST, recipe=RecipeConfig(crop=scale.crop)
+    )
+    run_build(found, out, config, workers=1)
+    return split_photos(found, validation=VALIDATION, test=TEST, seed=seed)
+
+
+def train(folder: Path, scale: DemoScale, scratch: bool, seed: int) -> None:
+    """Train the ladder into ``folder/ladder``, unless it is already there."""
+    import torch
+
+    from finpercep.cli.train_rm import run_training
+    from finpercep.training.train import TrainConfig
+
+    steps = scale.scratch_steps if scratch else scale.rung_steps
+    config = TrainConfig(steps=steps, batch_size=scale.batch_size, lr=1e-3 if scratch else 3e-4, seed=seed)
+    start = None if scratch else "packaged"
+    run_training(folder / "data", folder / "ladder", config, start=start, device=torch.device("cpu"))
+
+
+def finetune(client: RewardClient, split: PhotoSplit, folder: Path, scale: DemoScale, seed: int) -> None:
+    """Fine-tune the packaged SR model on the training photos against the served ladder."""
+    from data_synth.degradations import DegradationConfig
+    from finpercep.cli.finetune import run_finetuning
+    from finpercep.cli.photo_pairs import PhotoPairs, load_photos
+    from finpercep.curriculum.loop import FinetuneConfig
+
+    config = FinetuneConfig(steps=scale.finetune_steps, batch_size=scale.finetune_batch, seed=seed)
+    pairs = PhotoPairs(load_photos(split.train, config.crop), config.crop, DegradationConfig.light())
+    run_finetuning("tiny", client, pairs, config, folder / "finetune", data="training photos of the demo")

@@ -1,0 +1,100 @@
+"""`finpercep train-sr`: pretrain the packaged diffusion SR model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from data_synth.schema import RGB8, write_atomically
+from finpercep.cli.console import figures_table, progress_bar, say, show
+from finpercep.cli.options import Device, Seed
+
+if TYPE_CHECKING:
+    import torch
+
+METRICS_NAME = "metrics.jsonl"
+HELD_OUT = 0.1
+EVALUATION_CROP = 128
+EVALUATED = ((1, 0.0), (2, 1.0), (4, 0.0), (4, 1.0))
+"""(steps, η) the trained model is measured at."""
+
+
+def train_sr(
+    data: Annotated[list[Path], typer.Option(help="Folder of photos (repeatable).")],
+    out: Annotated[Path, typer.Option(help="Folder for the model; run again to resume.")],
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 4000,
+    batch_size: Annotated[int, typer.Option(help="Crops a step.")] = 8,
+    crop: Annotated[int, typer.Option(help="Side of a crop in px, a multiple of 8.")] = 96,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 6e-4,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Pretrain the packaged x4 diffusion SR model on photos; a tenth of them is held out and measured at the end.
+
+    Example: finpercep train-sr --data photos/ --out runs/sr
+    """
+    import torch
+
+    from data_synth.degradations import DegradationConfig
+    from data_synth.photos import find_photos, split_photos
+    from finpercep.cli.device import resolve_device
+    from finpercep.cli.photo_pairs import PhotoPairs, load_photos
+    from finpercep.sr.pretrain import PretrainConfig, measure_residual_std, pretrain
+    from finpercep.sr.tiny import TinyConfig, TinyDiffusionSR, build_scheduler, build_unet
+    from finpercep.training.metrics_log import append_metrics, keep_metrics
+    from finpercep.training.run_config import claim_config
+
+    config = PretrainConfig(steps=steps, batch_size=batch_size, crop=crop, lr=lr, seed=seed)
+    parts = [split_photos(find_photos(folder), validation=0.0, test=HELD_OUT, seed=seed) for folder in data]
+    pairs = PhotoPairs(load_photos([p for part in parts for p in part.train], crop), crop, DegradationConfig.light())
+    held_out = load_photos([photo for part in parts for photo in part.test], EVALUATION_CROP)
+    claim_config(out / "config.toml", {"pretrain": dataclasses.asdict(config), "data": [str(folder) for folder in data]})
+    torch.manual_seed(seed)
+    policy = TinyDiffusionSR(build_unet(), build_scheduler(), TinyConfig(), autocast=True)
+    policy.config = dataclasses.replace(policy.config, residual_std=measure_residual_std(policy, pairs, seed))
+    policy.to(resolve_device(device))
+    say(f"{len(pairs.photos)} photos to train on, residual std {policy.config.residual_std:.4f}")
+    keep_metrics(out / METRICS_NAME, lambda _: True)
+    with progress_bar() as bar:
+        task = bar.add_task("train-sr", total=steps, figures="")
+        average = None
+        for progress in pretrain(policy, pairs, config, out):
+            average = progress.loss if average is None else 0.98 * average + 0.02 * progress.loss
+            bar.update(task, completed=progress.step, figures=f"loss {average:.4f}")
+            append_metrics(
+                out / METRICS_NAME, {"kind": "StepReport", "rung": "tiny", "step": progress.step, "losses": {"v": progress.loss}}
+            )
+    evaluation = evaluate(out, held_out, seed, policy.device)
+    write_atomically(out / "evaluation.json", (json.dumps(evaluation, indent=2) + "\n").encode())
+    columns = evaluation["means"]
+    show(figures_table(f"{evaluation['crops']} held-out crops", [(name, _line(means)) for name, means in columns.items()]))
+
+
+def evaluate(folder: Path, photos: Sequence[RGB8], seed: int, device: torch.device) -> dict[str, Any]:
+    """The panel of the model in ``folder`` in several step counts, and of bicubic, on one crop of each held-out photo."""
+    import torch
+
+    from data_synth.degradations import DegradationConfig
+    from finpercep.cli.photo_pairs import PhotoPairs
+    from finpercep.sr.packaged import load_policy
+    from finpercep.sr.panel import panel_scores
+    from finpercep.sr.policy import sample_images
+
+    hr, lr = PhotoPairs(photos, EVALUATION_CROP, DegradationConfig.light()).fixed(len(photos), seed)
+    bicubic = torch.nn.functional.interpolate(lr, scale_factor=4, mode="bicubic", align_corners=False).clamp(0, 1)
+    means = {"bicubic": panel_scores(bicubic, hr).means()}
+    policy = load_policy(str(folder), device=device, autocast=True)
+    for steps, eta in EVALUATED:
+        variant = policy.with_steps(steps, eta)
+        images = sample_images(variant, lr, range(len(lr))).cpu()
+        means[f"{steps} step(s), η={eta:g}"] = panel_scores(images, hr).means()
+    return {"crops": len(photos), "crop_px": EVALUATION_CROP, "seed": seed, "means": means}
+
+
+def _line(means: dict[str, float]) -> str:
+    return "  ".join(f"{name.upper()} {value:.4f}" for name, value in means.items())

@@ -1,0 +1,1 @@
+"""Plots and the self-contained HTML report. Draws what it is handed; computes nothing."""

@@ -1,0 +1,119 @@
+"""Sections of a report drawn from the metrics a run left on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from finpercep.errors import ConfigError
+from finpercep.report.figures import Curve, curves, smoothed
+from finpercep.report.page import Picture, Report, Section, Table
+from finpercep.training.metrics_log import read_metrics
+
+Records = list[dict[str, Any]]
+
+
+def read_records(path: Path) -> Records:
+    """Lines of a ``metrics.jsonl``. Raises `ConfigError` when there is none or it is empty."""
+    if not path.exists():
+        raise ConfigError(f"{path.parent}: expected a run directory with {path.name}, found none")
+    records = read_metrics(path)
+    if not records:
+        raise ConfigError(f"{path}: the run has no step yet; there is nothing to report")
+    return records
+
+
+def report_of_run(folder: Path) -> Report:
+    """The report of a training run (`train-rm`) or a fine-tuning run (`finetune`)."""
+    records = read_records(folder / "metrics.jsonl")
+    if "ceiling" in records[0]:
+        sections, title = finetuning_sections(records), "Fine-tuning run"
+    else:
+        sections, title = training_sections(records), "Reward-model training run"
+    config = (folder / "config.toml").read_text() if (folder / "config.toml").exists() else ""
+    settings = Section("Settings", tables=[Table(["config.toml"], [[line] for line in config.splitlines() if line.strip()])])
+    return Report(f"{title}: {folder.name}", f"{len(records)} records in {folder / 'metrics.jsonl'}.", (), [*sections, settings])
+
+
+def training_sections(records: Records) -> list[Section]:
+    """Loss curves and the figures of every rung."""
+    # A step that was done again after an interruption stands twice; the later line counts.
+    steps = list({(r["rung"], r["step"]): r for r in records if r["kind"] == "StepReport"}.values())
+    panels: dict[str, list[Curve]] = {}
+    for rung in dict.fromkeys(record["rung"] for record in steps):
+        own = [record for record in steps if record["rung"] == rung]
+        x = [record["step"] for record in own]
+        panels[f"{rung}: loss terms"] = [Curve(name, x, smoothed([r["losses"][name] for r in own])) for name in own[0]["losses"]]
+    pictures = [Picture(curves(panels), "Loss terms of each rung (moving average).")] if panels else []
+    return [Section("Reward-model ladder", tables=[rung_table(records)], pictures=pictures)]
+
+
+def rung_table(records: Records) -> Table:
+    """Figures of every finished rung on the validation photos."""
+    rows = []
+    for record in records:
+        if record["kind"] == "RungReport" and record["quality"] is not None:
+            quality, ranking = record["quality"]["map"], record["quality"]["ranking"]
+            maps = [figure(quality[key]) for key in ("paired_auroc", "auroc", "l1", "clean_mean")] if quality else ["–"] * 4
+            rows.append(
+                [record["rung"], *maps, *(figure(ranking[key]) for key in ("triplet", "gt_over_syn")), str(ranking["count"])]
+            )
+    note = "Held-out photos. Paired AUROC: the map on a defect against the map on the same pixels of the clean photo."
+    columns = ["rung", "map AUROC (paired)", "map AUROC", "map L1", "map on clean", "gt > syn > sr", "gt > syn", "triplets"]
+    return Table(columns, rows, note)
+
+
+def finetuning_sections(records: Records) -> list[Section]:
+    """Reward and losses along the ladder, with the rung changes marked."""
+    x = [record["step"] for record in records]
+    marks = {b["step"]: b["rung"] for a, b in pairwise(records) if a["rung"] != b["rung"]}
+    reward, ceiling = ([record[key] for record in records] for key in ("reward", "ceiling"))
+    panels = {
+        "reward R_k": [
+            Curve("", x, reward, faint=True),
+            Curve("SR output", x, smoothed(reward)),
+            Curve("ground truth (ceiling)", x, smoothed(ceiling)),
+        ],
+        "loss terms (weighted)": [
+            Curve(name, x, smoothed([record[f"loss_{name}"] for record in records])) for name in ("reward", "pretraining", "gram")
+        ],
+        "map of SR output": [
+            Curve(name, x, smoothed([record[f"{name}_degradation"] for record in records])) for name in ("max", "mean")
+        ],
+    }
+    seconds = sum(record["seconds"] for record in records)
+    waited = sum(record["reward_seconds"] for record in records) / seconds
+    text = (
+        f"{len(records)} steps in {seconds:.0f} s, of which {waited:.0%} waiting for the reward. Dotted: a new rung takes over."
+    )
+    caption = "Reward of the batch and of its ground truth; the reward's scale changes with the rung, so compare the two lines."
+    return [Section("Fine-tuning along the ladder", text, pictures=[Picture(curves(panels, marks=marks), caption)])]
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """A number for a table; a dash where it is undefined."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def difference(before: float, after: float, digits: int) -> str:
+    """Signed change, for a table."""
+    return f"{after - before:+.{digits}f}"
+
+
+def panel_table(names: Sequence[str], columns: dict[str, dict[str, float]], note: str) -> Table:
+    """Metrics as rows, models as columns; the last column is the change from the second-last to the last model."""
+    digits = {"psnr": 2}
+    models = list(columns)
+    rows = []
+    for name in names:
+        values = [columns[model][name] for model in models]
+        rows.append(
+            [
+                name.upper(),
+                *(figure(v, digits.get(name, 4)) for v in values),
+                difference(values[-2], values[-1], digits.get(name, 4)),
+            ]
+        )
+    return Table(["metric", *models, "change"], rows, note)

@@ -1,0 +1,122 @@
+"""The command line: fixed names, one-line errors, and what works right after installation."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from data_synth.build import BuildConfig, build_dataset
+from data_synth.photos import sample_photos
+from data_synth.recipe import RecipeConfig
+from finpercep.cli import app
+from finpercep.cli.console import fail
+from finpercep.cli.finetune import training_photos
+from finpercep.cli.server_process import ServerProcess
+from finpercep.errors import ConfigError
+from tests.fakes import photo
+
+COMMANDS = ["demo", "synth", "train-sr", "train-rm", "eval-rm", "score", "serve", "finetune", "upscale", "report"]
+
+
+def finpercep(*arguments, cwd=None):
+    command = [sys.executable, "-m", "finpercep", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd)
+
+
+def test_the_fixed_commands_are_there_with_an_example_each():
+    runner = CliRunner()
+    listing = runner.invoke(app, ["--help"]).output
+    for command in COMMANDS:
+        assert command in listing
+        assert f"finpercep {command}" in runner.invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+
+
+def test_an_error_is_one_line_and_debug_shows_the_traceback(tmp_path):
+    failed = finpercep("report", tmp_path)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error:") and failed.stderr.count("\n") == 1
+    assert "Traceback" in finpercep("report", tmp_path, "--debug").stderr
+
+
+def test_a_picture_is_scored_with_the_packaged_model(tmp_path):
+    """Right after installation: no download, no server, no settings."""
+    Image.fromarray(photo(96, 120)).save(tmp_path / "photo.png")
+    done = finpercep("score", "photo.png", "--map", "heat.png", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    result = json.loads(line)
+    assert 0 <= result["score"] <= 1 and (result["width"], result["height"]) == (120, 96)
+    with Image.open(tmp_path / "heat.png") as heat:
+        assert heat.size == (120, 96)
+
+
+def test_pictures_are_upscaled_with_the_packaged_model(tmp_path):
+    Image.fromarray(photo(20, 30)).save(tmp_path / "small.png")
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    done = finpercep("upscale", "small.png", "bad.png", "--out", "big", "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "bad.png" in done.stderr
+    with Image.open(tmp_path / "big" / "small.png") as big:
+        assert big.size == (120, 80)
+
+
+def test_messages_are_never_read_as_markup(capsys):
+    with pytest.raises(SystemExit):
+        fail("pip install 'finpercep[train]' for [/data/x]")
+    assert "error: pip install 'finpercep[train]' for [/data/x]" in capsys.readouterr().err
+
+
+def test_an_upscaled_picture_never_overwrites_its_input(tmp_path):
+    Image.fromarray(photo(16, 16)).save(tmp_path / "small.png")
+    before = (tmp_path / "small.png").read_bytes()
+    failed = finpercep("upscale", "small.png", "--out", ".", "--device", "cpu", cwd=tmp_path)
+    assert failed.returncode == 1 and "would be overwritten" in failed.stderr
+    assert (tmp_path / "small.png").read_bytes() == before
+
+
+def test_finetune_resumes_against_the_same_reward_and_refuses_another(tmp_path, small_ladder):
+    """The command itself, against a real server process; then the same run against another ladder."""
+    (tmp_path / "photos").mkdir()
+    for seed in range(2):
+        Image.fromarray(photo(48, 48, seed)).save(tmp_path / "photos" / f"{seed}.png")
+    sizes = ["--steps", "3", "--batch-size", "1", "--crop", "32", "--device", "cpu"]
+    command = ["finetune", "--data", "photos", "--out", "run", *sizes]
+    with ServerProcess(small_ladder) as server:
+        done = finpercep(*command, "--reward", server.url, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "final" / "policy.json").exists()
+    with ServerProcess() as packaged:
+        refused = finpercep(*command, "--reward", packaged.url, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "served.RM_0" in refused.stderr.replace("\n", " ")
+
+
+def test_a_dataset_is_training_data_and_its_contact_sheet_is_not(tmp_path):
+    config = BuildConfig(count=12, shard_size=6, validation=0.2, test=0.2, recipe=RecipeConfig(crop=64))
+    list(build_dataset(sample_photos(), tmp_path, config))
+    Image.fromarray(photo(256, 256)).save(tmp_path / "preview.png")
+    photos = training_photos(tmp_path, 64)
+    assert len(photos) == 8 and all(pixels.shape == (64, 64, 3) for pixels in photos)
+    with pytest.raises(ConfigError, match="at most the dataset's sample size 64, got 128"):
+        training_photos(tmp_path, 128)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("upscale", "a.png", "--out", "x", "--policy", "nothing"), "expected 'tiny' or a folder"),
+        (("train-rm", "--data", "nowhere", "--out", "x"), "built by `finpercep synth`"),
+        (("finetune", "--reward", "http://127.0.0.1:9", "--data", "nowhere", "--out", "x"), "expected a folder of photos"),
+        (("eval-rm", "--data", "nowhere"), "built by `finpercep synth`"),
+    ],
+)
+def test_bad_input_is_said_clearly(tmp_path, arguments, message):
+    failed = finpercep(*arguments, cwd=tmp_path)
+    assert failed.returncode == 1
+    assert message in failed.stderr.replace("\n", " ")
+    assert "Traceback" not in failed.stderr
