@@ -32,7 +32,8 @@ def finetune(
     steps: Annotated[int, typer.Option(help="Optimiser steps in all, divided evenly over the rungs.")] = 300,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 4,
     crop: Annotated[int, typer.Option(help="Side of the HR crop in px, a multiple of 8.")] = 128,
-    lr: Annotated[float, typer.Option(help="Learning rate; above 3e-6 the reward is hacked within minutes.")] = 2e-6,
+    lr: Annotated[float, typer.Option(help="Learning rate; the higher, the sooner the reward is hacked.")] = 1e-5,
+    reward_weight: Annotated[float, typer.Option(help="Weight of the reward beside the supervised loss; likewise.")] = 0.2,
     gram_weight: Annotated[float, typer.Option(help="Weight of the Gram term that holds the model to its reference.")] = 100.0,
     seed: Seed = 0,
     device: Device = "auto",
@@ -55,7 +56,7 @@ def finetune(
         crop=crop,
         lr=lr,
         seed=seed,
-        refl=ReflConfig(gram_weight=gram_weight),
+        refl=ReflConfig(reward_weight=reward_weight, gram_weight=gram_weight),
     )
     pairs = PhotoPairs(training_photos(data, crop), crop, DegradationConfig.light())
     with RewardClient(reward) as client:
