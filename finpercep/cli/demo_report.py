@@ -39,32 +39,37 @@ class HeldOut:
 
 
 def compose(
-    folder: Path, planted: Sequence[Planted], evaluation: Evaluation, seconds: Mapping[str, float], *, scratch: bool
+    folder: Path,
+    planted: Sequence[Planted],
+    evaluation: Evaluation,
+    elapsed: Callable[[], Mapping[str, float]],
+    *,
+    scratch: bool,
 ) -> Report:
-    """The report, from the run directory and what was measured."""
-    training = read_records(folder / "ladder" / "metrics.jsonl")
-    tuning = read_records(folder / "finetune" / "metrics.jsonl")
+    """The report, from the run directory and what was measured; ``elapsed`` is asked last, so that drawing counts too."""
     predictors = load_predictors(folder / "ladder")
     finest = list(predictors.values())[-1]
-    held_out = read_split(folder / "data", "test")
+    samples = read_split(folder / "data", "test")
 
     def map_of(pixels: RGB8) -> np.ndarray:
         return _array(finest.assess(pixels).map)
 
     sections = [
         dataset_section(read_split(folder / "data", "train")),
-        *training_sections(training),
-        map_section(held_out, map_of, finest.rung),
+        *training_sections(read_records(folder / "ladder" / "metrics.jsonl")),
+        map_section(samples, map_of, finest.rung),
         planted_section(planted),
-        *finetuning_sections(tuning),
+        *finetuning_sections(read_records(folder / "finetune" / "metrics.jsonl")),
         panel_section(evaluation),
         outputs_section(evaluation, map_of),
-        Section("Time", tables=[Table(["phase", "seconds"], [[name, f"{value:.0f}"] for name, value in seconds.items()])]),
     ]
+    held_out = HeldOut.of(finest, samples)
     start = "fresh weights" if scratch else "the packaged weights"
     story = f"Real photographs → dataset → reward-model ladder (from {start}) → HTTP server → curriculum fine-tuning."
     summary = f"{story} Figures are on photos held out of training; curves and the contact sheet are of training."
-    return Report("finpercep demo", summary, key_figures(HeldOut.of(finest, held_out), planted, evaluation, seconds), sections)
+    seconds = elapsed()
+    timing = Section("Time", tables=[Table(["phase", "seconds"], [[name, f"{value:.0f}"] for name, value in seconds.items()])])
+    return Report("finpercep demo", summary, key_figures(held_out, planted, evaluation, seconds), [*sections, timing])
 
 
 def key_figures(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finpercep.errors import ConfigError
@@ -63,7 +62,3 @@ class RungSchedule:
                 return RungBlend(rung, rung + 1, (into_window + 1) / (self.blend_steps + 1))
             start = end
         return RungBlend(len(self.lengths) - 1)
-
-    def changes(self) -> Sequence[int]:
-        """The steps at which a new rung takes over."""
-        return [sum(self.lengths[: k + 1]) for k in range(len(self.lengths) - 1)]
