@@ -37,3 +37,7 @@ def main() -> None:
         if debug:
             raise
         fail(f"{error.name} is not installed, and this command needs it: pip install 'finpercep[server,train]'")
+    except ImportError as error:
+        if debug:
+            raise
+        fail(f"{error}; where it is libGL: pip install --force-reinstall --no-deps opencv-python-headless")

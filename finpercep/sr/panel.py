@@ -37,6 +37,6 @@ def panel_scores(images: torch.Tensor, ground_truth: torch.Tensor) -> PanelScore
             import pyiqa
 
             metrics = {name: pyiqa.create_metric(name, device=images.device) for name in PANEL}
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingExtraError("pyiqa", "train") from error
     return PanelScores({name: metric(images, ground_truth).flatten().double().cpu() for name, metric in metrics.items()})
