@@ -1,4 +1,4 @@
-"""The driver: photos → data set, in parallel, resumable, the same bytes whatever the number of workers.
+"""The driver: photos → data set, in parallel, resumable, the same bytes whatever makes the shards, in whatever order.
 
 The unit of work is a shard. A sample is decided by (seed, its index) and the photo it falls to; SR models run on batches of the
 shard's own samples in a fixed composition, so a shard's bytes depend on the configuration alone. Knows no SR model and
@@ -7,75 +7,31 @@ no terminal.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from data_synth.card import add_counts, dataset_card
-from data_synth.ground_truth import GroundTruthConfig
-from data_synth.photos import Photo, split_photos
-from data_synth.quality import QualityConfig
-from data_synth.recipe import RecipeConfig
+from data_synth.engines import Engine
+from data_synth.engines.processes import ProcessEngine
+from data_synth.ground_truth import resolve_ground_truth
+from data_synth.photos import PhotoScan, PhotoSource, PhotoSplit, scan_photos
+from data_synth.plan import BuildConfig, BuildError, build_identity, divide_photos, plan_shards
+from data_synth.quality import resolve_quality
+from data_synth.recipe import Recipe
+from data_synth.sample import Ingredients
 from data_synth.schema.dataset import read_shard_metadata
-from data_synth.schema.errors import FinpercepError, SchemaError
-from data_synth.schema.manifest import (
-    CONTRACT_VERSION,
-    MANIFEST_NAME,
-    SPLITS,
-    Manifest,
-    ShardRecord,
-    Split,
-    read_manifest,
-    shard_path,
-    write_manifest,
-)
+from data_synth.schema.errors import SchemaError
+from data_synth.schema.manifest import MANIFEST_NAME, Manifest, ShardRecord, read_manifest, write_manifest
 from data_synth.schema.pixels import write_atomically
-from data_synth.shards import ShardJob, ShardMaker
-from data_synth.sr_models import SRFactory, SRModel, no_models
+from data_synth.shards import NetworkFactory, Networks, ShardJob, ShardMaker
+from data_synth.sr_cache import SRCache
 
-
-class BuildError(FinpercepError):
-    """A build that cannot start or go on."""
-
-
-@dataclass(frozen=True)
-class BuildConfig:
-    """What a data set is made from, beside its photos and SR models.
-
-    Attributes:
-        count: samples in all splits together.
-        seed: with a sample's index, decides everything about it.
-        shard_size: samples a shard; also the unit of resuming.
-        validation, test: shares of the *photos* held out, and of the samples.
-        sr_batch: LR images an SR model gets at once.
-        recipe, ground_truth, quality: see there.
-    """
-
-    count: int
-    seed: int = 0
-    shard_size: int = 64
-    validation: float = 0.1
-    test: float = 0.1
-    sr_batch: int = 8
-    recipe: RecipeConfig = field(default_factory=RecipeConfig)
-    ground_truth: GroundTruthConfig = field(default_factory=GroundTruthConfig)
-    quality: QualityConfig = field(default_factory=QualityConfig)
-
-    def __post_init__(self) -> None:
-        for name in ("count", "shard_size", "sr_batch"):
-            if getattr(self, name) < 1:
-                raise BuildError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise BuildError(f"seed must not be negative, got {self.seed}")
-        if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
-            raise BuildError(f"validation + test must lie in [0, 1), got {self.validation} + {self.test}")
+SCAN_NAME = "photos.json"
+"""What the photos were found to be, kept beside the data so that resuming need not read them all again."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +42,7 @@ class BuildProgress:
         done: samples there by now.
         total: samples in all.
         kept: of those done, samples that an earlier run had made.
-        left_out: photos that could not be used so far, as messages that name them.
+        left_out: photos that cannot be used, as messages that name them.
     """
 
     done: int
@@ -95,133 +51,202 @@ class BuildProgress:
     left_out: tuple[str, ...]
 
 
-def build_dataset(
-    photos: Sequence[Photo], out: Path, config: BuildConfig, *, sr_factory: SRFactory = no_models, workers: int = 1
-) -> Iterator[BuildProgress]:
-    """Build the data set in ``out``, or finish it. The manifest says complete once the iterator is exhausted.
+class LoadedNetworks:
+    """Networks loaded in this process; pickled, only how to load them travels."""
 
-    Args:
-        photos: at least three when there are validation and test samples.
-        out: an empty or new folder, or one that an interrupted build of the same settings left.
-        config: what to build.
-        sr_factory: makes the SR models, in every process that needs them.
-        workers: processes; with one, the work is done in this process.
+    def __init__(self, factory: NetworkFactory, loaded: Networks | None = None) -> None:
+        self._factory, self._loaded = factory, loaded
+
+    def __call__(self) -> Networks:
+        """The networks, loaded once a process."""
+        if self._loaded is None:
+            self._loaded = self._factory()
+        return self._loaded
+
+    def __reduce__(self) -> tuple[type[LoadedNetworks], tuple[NetworkFactory]]:
+        return LoadedNetworks, (self._factory,)
+
+
+@dataclass(frozen=True)
+class Build:
+    """A planned build; nothing is made yet. See `plan_build`, which makes it.
+
+    Attributes:
+        out: the data set's folder.
+        config: what is built, with nothing left open.
+        choices: what was chosen for the map's features and the pseudo quality, and why; one line each.
+        sources: the photos as they were given.
+        scan: which of them can be used.
+        split: how those are divided.
+        networks: SR models and segmenter.
+        jobs: the shards.
+        maker: makes them.
+        identity: everything that decides the bytes, as plain JSON: two builds with equal identity are the same data set.
+    """
+
+    out: Path
+    config: BuildConfig
+    choices: tuple[str, ...]
+    sources: tuple[PhotoSource, ...]
+    scan: PhotoScan
+    split: PhotoSplit
+    networks: LoadedNetworks
+    jobs: tuple[ShardJob, ...]
+    maker: ShardMaker
+    identity: dict[str, Any]
+
+    def run(self, engine: Engine) -> Iterator[BuildProgress]:
+        """Make what is missing. The manifest says complete once the iterator is exhausted. Errors: see `build_dataset`."""
+        _claim(self.out, self.config.seed, self.identity)
+        metadata = {job.path: found for job in self.jobs if (found := self._kept(job))}
+        missing = [job for job in self.jobs if job.path not in metadata]
+        _sweep(self.out, missing)
+        kept = sum(len(job.samples) for job in self.jobs if job.path in metadata)
+        done = kept
+        yield BuildProgress(done, self.config.count, kept, self.scan.left_out)
+        for job, made in engine.run(self.maker, missing, self.networks):
+            if not (self.out / job.path).exists():
+                raise BuildError(f"{self.out / job.path} was made but is not here; --out must lie on storage all machines see")
+            metadata[job.path] = made
+            done += len(job.samples)
+            yield BuildProgress(done, self.config.count, kept, self.scan.left_out)
+        self._finish(metadata)
+
+    def replay(self, index: int) -> tuple[Recipe, Ingredients]:
+        """Sample ``index`` as it is drawn, and what it is made from. Writes nothing.
+
+        Raises:
+            BuildError: no sample has this index.
+        """
+        for job in self.jobs:
+            for position, assignment in enumerate(job.samples):
+                if assignment.index == index:
+                    return self.maker.replay(job, position, self.networks())
+        raise BuildError(f"the data set has samples 0 to {self.config.count - 1}, got {index}")
+
+    def _kept(self, job: ShardJob) -> dict[str, Any] | None:
+        """The footer of a shard an earlier run finished; None when it has to be made."""
+        try:
+            metadata = read_shard_metadata(self.out / job.path)
+        except SchemaError:
+            return None  # absent or damaged: made again
+        return metadata if metadata.get("build") == self.maker.digest and metadata["rows"] == len(job.samples) else None
+
+    def _finish(self, metadata: Mapping[str, dict[str, Any]]) -> None:
+        shards = tuple(
+            ShardRecord(job.path, job.split, len(job.samples), (self.out / job.path).stat().st_size) for job in self.jobs
+        )
+        notes = {
+            "photos": len({source for record in metadata.values() for source in record["photos"]}),
+            "left_out": list(self.scan.left_out),
+            "near_duplicates": sum(len(group) - 1 for group in self.scan.groups),
+            "sources": [
+                {"name": s.name, "photos": len(s.photos), "licence": s.licence, "origin": s.origin} for s in self.sources
+            ],
+            "counts": add_counts(metadata[job.path]["counts"] for job in self.jobs),
+        }
+        write_atomically(self.out / "README.md", dataset_card(shards, notes, self.identity).encode())
+        write_manifest(self.out, Manifest(self.config.seed, self.identity, True, shards, notes))
+
+
+def build_dataset(
+    sources: Sequence[PhotoSource],
+    out: Path,
+    config: BuildConfig,
+    *,
+    networks: NetworkFactory = Networks,
+    engine: Engine | None = None,
+    sr_cache: Path | None = None,
+) -> Iterator[BuildProgress]:
+    """Build the data set in ``out``, or finish it: `plan_build`, then `Build.run`, one process when ``engine`` is None.
 
     Yields:
         Progress: once for the shards already there, then after every shard.
 
     Raises:
-        BuildError: ``out`` holds a data set of another configuration (names the difference), or ``workers`` < 1.
-        PhotoError: too few photos, or none of a split is usable.
-        SRModelError: an SR model broke its protocol.
+        BuildError: ``out`` holds a data set of another configuration (names the difference).
+        PhotoError: too few usable photos.
+        SRModelError: an SR model of another scale, or one that broke its protocol.
+        EngineError: workers that cannot be started, or died.
     """
-    if workers < 1:
-        raise BuildError(f"workers must be at least 1, got {workers}")
-    models = sr_factory()
-    identity = _identity(photos, config, models)
-    _claim(out, config.seed, identity)
-    jobs = plan_shards(photos, config)
+    build = plan_build(sources, out, config, networks=networks, sr_cache=sr_cache)
+    yield from build.run(engine or ProcessEngine())
+
+
+def plan_build(
+    sources: Sequence[PhotoSource],
+    out: Path,
+    config: BuildConfig,
+    *,
+    networks: NetworkFactory = Networks,
+    sr_cache: Path | None = None,
+    strict: bool = False,
+    on_scanned: Callable[[int], None] | None = None,
+) -> Build:
+    """Look through the photos, load the networks, and divide the work.
+
+    Args:
+        sources: photos, at least three usable ones when there are validation and test samples.
+        out: an empty or new folder, or one that an interrupted build of the same settings left.
+        config: what to build.
+        networks: loads the SR models and the segmenter, in every process that needs them.
+        sr_cache: folder that keeps SR outputs, so that other masks cost no SR time; None: none are kept.
+        strict: the first photo that cannot be used is an error.
+        on_scanned: told, while photos are looked through, how many have been.
+
+    Raises:
+        BuildError: ``out`` holds something else.
+        ImageError: ``strict``, and a photo cannot be used.
+        PhotoError: too few usable photos.
+        SRModelError: an SR model of another scale.
+        GroundTruthError, QualityError: features or a metric whose weights cannot be had.
+    """
+    _earlier_build(out)  # before anything is written beside it
+    photos = [photo for source in sources for photo in source.photos]
+    truth, quality = resolve_ground_truth(config.ground_truth), resolve_quality(config.quality)
+    config = replace(config, ground_truth=truth.config, quality=replace(config.quality, metric=quality.metric))
+    scan = scan_photos(photos, min_side=config.recipe.crop, cache_file=out / SCAN_NAME, on_scanned=on_scanned, strict=strict)
+    loaded = LoadedNetworks(networks)
+    identity = build_identity(scan, config, loaded(), {"features": truth.features.version, "quality": quality.version})
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    metadata = {job.path: found for job in jobs if (found := _kept_shard(out, job, digest))}
-    missing = [job for job in jobs if job.path not in metadata]
-    _sweep(out, missing)
-    kept = sum(len(job.indices) for job in jobs) - sum(len(job.indices) for job in missing)
-    done = kept
-    yield BuildProgress(done, config.count, kept, _left_out(metadata))
-    maker = ShardMaker(out, digest, config.seed, config.sr_batch, config.recipe, config.ground_truth, config.quality)
-    for job, made in _make_shards(maker, missing, models, sr_factory, workers):
-        metadata[job.path] = made
-        done += len(job.indices)
-        yield BuildProgress(done, config.count, kept, _left_out(metadata))
-    _finish(out, config, identity, jobs, metadata)
-
-
-def plan_shards(photos: Sequence[Photo], config: BuildConfig) -> list[ShardJob]:
-    """Divide photos and sample indices among splits and shards."""
-    parts = split_photos(photos, validation=config.validation, test=config.test, seed=config.seed)
-    validation, test = (max(1, round(config.count * share)) if share > 0 else 0 for share in (config.validation, config.test))
-    held_out = validation + test
-    if held_out >= config.count:
-        raise BuildError(
-            f"count must exceed the {held_out} held-out samples, got {config.count}; raise count, or lower validation and test"
-        )
-    counts: dict[Split, int] = {"train": config.count - held_out, "validation": validation, "test": test}
-    jobs: list[ShardJob] = []
-    first = 0
-    for split in SPLITS:
-        total = -(-counts[split] // config.shard_size)
-        for number in range(total):
-            start = first + number * config.shard_size
-            stop = min(first + counts[split], start + config.shard_size)
-            jobs.append(ShardJob(split, shard_path(split, number, total), range(start, stop), first, getattr(parts, split)))
-        first += counts[split]
-    return jobs
-
-
-def _make_shards(
-    maker: ShardMaker, jobs: Sequence[ShardJob], models: Mapping[str, SRModel], sr_factory: SRFactory, workers: int
-) -> Iterator[tuple[ShardJob, dict[str, Any]]]:
-    if workers == 1 or len(jobs) <= 1:
-        for job in jobs:
-            yield job, maker.make(job, models)
-        return
-    spawn = multiprocessing.get_context("spawn")  # forking a process that has run torch can hang
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), spawn, initializer=_start_worker, initargs=(maker, sr_factory))
-    try:
-        futures = {pool.submit(_make_in_worker, job): job for job in jobs}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    except BrokenProcessPool as error:
-        raise BuildError("a worker process died, perhaps for lack of memory; run again with fewer workers to go on") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_worker: tuple[ShardMaker, Mapping[str, SRModel]] | None = None
-"""What a worker process keeps between shards: models are loaded once."""
-
-
-def _start_worker(maker: ShardMaker, sr_factory: SRFactory) -> None:
-    global _worker
-    _worker = (maker, sr_factory())
-
-
-def _make_in_worker(job: ShardJob) -> dict[str, Any]:
-    assert _worker is not None
-    maker, models = _worker
-    return maker.make(job, models)
+    maker = ShardMaker(
+        out=out.absolute(),
+        digest=digest,
+        seed=config.seed,
+        sr_batch=config.sr_batch,
+        recipe=config.recipe,
+        ground_truth=config.ground_truth,
+        quality=config.quality,
+        sr_cache=SRCache(sr_cache.absolute()) if sr_cache else None,
+    )
+    split = divide_photos(scan, config)
+    choices = (f"map features: {truth.features.reason}", f"pseudo quality: {quality.reason}")
+    return Build(out, config, choices, tuple(sources), scan, split, loaded, plan_shards(split, config), maker, identity)
 
 
 # -- resuming -------------------------------------------------------------------------------------------------------
 
 
-def _identity(photos: Sequence[Photo], config: BuildConfig, models: Mapping[str, SRModel]) -> dict[str, Any]:
-    """Everything that decides the bytes, as plain JSON: two builds with equal identity are the same data set."""
-    names = "\n".join(sorted(photo.source_id for photo in photos))
-    record = {
-        "contract_version": CONTRACT_VERSION,
-        **dataclasses.asdict(config),
-        "photos": {"count": len(photos), "digest": hashlib.sha256(names.encode()).hexdigest()[:16]},
-        "sr_models": {name: model.version for name, model in sorted(models.items())},
-    }
-    identity: dict[str, Any] = json.loads(json.dumps(record))
-    return identity
+def _earlier_build(out: Path) -> Manifest | None:
+    """The manifest an earlier build left in ``out``; None for an empty folder. Refuses a folder that holds something else."""
+    if (out / MANIFEST_NAME).exists():
+        try:
+            return read_manifest(out)
+        except SchemaError as error:
+            raise BuildError(f"{error}; choose another --out or delete the folder") from error
+    if (out / "data").exists():
+        raise BuildError(f"{out}: has a data folder but no {MANIFEST_NAME}; choose an empty folder")
+    return None
 
 
 def _claim(out: Path, seed: int, identity: dict[str, Any]) -> None:
     """Take an empty folder, or one that an equal build left; refuse any other."""
-    if (out / MANIFEST_NAME).exists():
-        try:
-            earlier = read_manifest(out)
-        except SchemaError as error:
-            raise BuildError(f"{error}; choose another --out or delete the folder") from error
-        if earlier.config != identity:
-            difference = ", ".join(_differences(earlier.config, identity))
-            raise BuildError(f"{out} holds a data set built otherwise ({difference}); choose another --out, or the same settings")
-        return
-    if (out / "data").exists():
-        raise BuildError(f"{out}: has a data folder but no {MANIFEST_NAME}; choose an empty folder")
-    write_manifest(out, Manifest(seed, identity, False, (), {}))
+    earlier = _earlier_build(out)
+    if earlier is None:
+        write_manifest(out, Manifest(seed, identity, False, (), {}))
+    elif earlier.config != identity:
+        difference = ", ".join(_differences(earlier.config, identity))
+        raise BuildError(f"{out} holds a data set built otherwise ({difference}); choose another --out, or the same settings")
 
 
 def _differences(earlier: object, now: object, name: str = "") -> list[str]:
@@ -232,35 +257,9 @@ def _differences(earlier: object, now: object, name: str = "") -> list[str]:
     return [] if earlier == now else [f"{name}: there {earlier!r}, now {now!r}"]
 
 
-def _kept_shard(out: Path, job: ShardJob, digest: str) -> dict[str, Any] | None:
-    """The footer of a shard an earlier run finished; None when it has to be made."""
-    try:
-        metadata = read_shard_metadata(out / job.path)
-    except SchemaError:
-        return None  # absent or damaged: made again
-    return metadata if metadata.get("build") == digest and metadata["rows"] == len(job.indices) else None
-
-
 def _sweep(out: Path, missing: Sequence[ShardJob]) -> None:
     """Remove what a killed run left half written."""
     for job in missing:
         shard = out / job.path
         for partial in shard.parent.glob(f".{shard.name}.*.partial"):
             partial.unlink(missing_ok=True)
-
-
-def _left_out(metadata: Mapping[str, dict[str, Any]]) -> tuple[str, ...]:
-    return tuple(sorted({message for record in metadata.values() for message in record["left_out"]}))
-
-
-def _finish(
-    out: Path, config: BuildConfig, identity: dict[str, Any], jobs: Sequence[ShardJob], metadata: Mapping[str, dict[str, Any]]
-) -> None:
-    shards = tuple(ShardRecord(job.path, job.split, len(job.indices), (out / job.path).stat().st_size) for job in jobs)
-    notes = {
-        "photos": len({source for record in metadata.values() for source in record["photos"]}),
-        "left_out": list(_left_out(metadata)),
-        "counts": add_counts(metadata[job.path]["counts"] for job in jobs),
-    }
-    write_atomically(out / "README.md", dataset_card(shards, notes, config.seed).encode())
-    write_manifest(out, Manifest(config.seed, identity, True, shards, notes))

@@ -16,13 +16,17 @@ _AREA_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 def recipe_counts(recipes: Iterable[Recipe]) -> dict[str, dict[str, int]]:
-    """How often each origin, SR model, artefact, severity, mask shape and area occurs. Plain JSON; sums with `add_counts`."""
-    counters = {name: Counter[str]() for name in ("origin", "model", "artefact", "severity", "shape", "area")}
+    """How often each origin, family, SR model, artefact, severity, … occurs. Plain JSON; sums with `add_counts`."""
+    names = ("origin", "family", "model", "artefact", "severity", "back-projected", "mask shape", "mask area", "feathered")
+    counters = {name: Counter[str]() for name in names}
     for recipe in recipes:
         counters["origin"][recipe.origin] += 1
-        counters["shape"][recipe.mask.shape] += 1
+        counters["family"].update(recipe.families)
+        counters["back-projected"]["yes" if recipe.back_projection else "no"] += 1
+        counters["mask shape"][recipe.mask.shape] += 1
+        counters["feathered"]["yes" if recipe.mask.feather > 0 else "no"] += 1
         bin_ = int(np.searchsorted(_AREA_EDGES[1:-1], recipe.mask.area, side="right"))
-        counters["area"][f"{_AREA_EDGES[bin_]:03.0%}–{_AREA_EDGES[bin_ + 1]:03.0%}"] += 1
+        counters["mask area"][f"{_AREA_EDGES[bin_]:03.0%}–{_AREA_EDGES[bin_ + 1]:03.0%}"] += 1
         if recipe.model:
             counters["model"][recipe.model.name] += 1
         for artefact in recipe.artefacts:
@@ -41,9 +45,9 @@ def add_counts(parts: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, di
     return {name: dict(sorted(counter.items())) for name, counter in sorted(total.items())}
 
 
-def dataset_card(shards: Sequence[ShardRecord], notes: Mapping[str, Any], seed: int) -> str:
-    """The whole README.md."""
-    return "\n".join([*_yaml_header(shards), "", *_body(shards, notes, seed)]) + "\n"
+def dataset_card(shards: Sequence[ShardRecord], notes: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """The whole README.md; ``config`` is the build's identity."""
+    return "\n".join([*_yaml_header(shards), "", *_body(shards, notes, config)]) + "\n"
 
 
 def _yaml_header(shards: Sequence[ShardRecord]) -> list[str]:
@@ -70,23 +74,34 @@ def _yaml_header(shards: Sequence[ShardRecord]) -> list[str]:
     return [*lines, "---"]
 
 
-def _body(shards: Sequence[ShardRecord], notes: Mapping[str, Any], seed: int) -> list[str]:
+def _body(shards: Sequence[ShardRecord], notes: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    recipe, truth = config["recipe"], config["ground_truth"]
     lines = [
         "# Region-swapped super-resolution samples",
         "",
-        f"Built by `finpercep synth` (contract 1, version {CONTRACT_VERSION}, seed {seed}); `finpercep.json` holds all settings.",
-        "Part of each clean photo (`gt`) was replaced by a super-resolved or artificially broken version (`sr`) under a mask;",
-        "`syn` is the result, `map` says where and how badly it differs (16-bit grey, 65535 = fully degraded).",
-        "Photos keep their own licences; no photo stands in two splits.",
+        f"Built by `finpercep synth` (contract 1, version {CONTRACT_VERSION}, seed {config['seed']}); `finpercep.json` holds all",
+        f"settings. {recipe['crop']} px, x{recipe['degradation']['scale']}. Part of each clean photo (`gt`) was replaced by a",
+        "super-resolved or artificially broken version (`sr`) under a mask; `syn` is the result, `map` says where and how badly",
+        f"it differs (16-bit grey, 65535 = fully degraded), measured with α = {truth['alpha']} and {truth['features']} features.",
+        "No photo, nor a near-duplicate of one, stands in two splits.",
         "",
-        "| split | samples |",
-        "|---|---|",
+        *_table("split", {split: sum(shard.rows for shard in shards if shard.split == split) for split in SPLITS}, "samples"),
+        "",
+        "Photos keep their own licences:",
+        "",
+        "| source | origin | photos | licence |",
+        "|---|---|---|---|",
+        *(f"| {source['name']} | {source['origin']} | {source['photos']} | {source['licence']} |" for source in notes["sources"]),
+        "",
+        f"Photos used: {notes['photos']}; left out as unreadable or too small: {len(notes['left_out'])}; "
+        f"near-duplicates of another photo: {notes['near_duplicates']}.",
+        "",
     ]
-    for split in SPLITS:
-        if rows := sum(shard.rows for shard in shards if shard.split == split):
-            lines.append(f"| {split} | {rows} |")
-    lines += ["", f"Photos used: {notes['photos']}; left out as unreadable or too small: {len(notes['left_out'])}.", ""]
     for name, counts in notes["counts"].items():
         if counts:
-            lines += [f"| {name} | count |", "|---|---|", *(f"| {value} | {count} |" for value, count in counts.items()), ""]
+            lines += [*_table(name, counts, "count"), ""]
     return lines
+
+
+def _table(name: str, counts: Mapping[str, int], unit: str) -> list[str]:
+    return [f"| {name} | {unit} |", "|---|---|", *(f"| {value} | {count} |" for value, count in counts.items() if count)]

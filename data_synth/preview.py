@@ -37,6 +37,7 @@ def caption(row: Row) -> str:
     """One line: index, what broke the image, its qualities."""
     recipe = Recipe.from_json(row.recipe)
     faults = [*([recipe.model.name] if recipe.model else []), *(f"{a.kind} {a.severity:.2f}" for a in recipe.artefacts)]
+    faults += ["back-projected"] if recipe.back_projection else []
     prefix = "clean swap; " if recipe.kind == "clean" else ""
     return f"#{row.index} {prefix}{' + '.join(faults)}; quality sr {row.quality_sr:.2f} syn {row.quality_syn:.2f}"
 

@@ -1,33 +1,56 @@
-"""A sample as plain data: `sample_recipe` draws a `Recipe`, `apply_recipe` turns it into pixels, the same every time.
+"""A sample as plain data: `sample_recipe` draws a `Recipe`, which `data_synth.sample` turns into pixels, the same every time.
 
-The recipe holds every number that went into a sample, so a row of the data set can be remade from its photo (and, where an SR
-model made I_SR, from that model's output). Knows nothing about files, shards or workers.
+The recipe holds every number that went into a sample. Each part is drawn from its own random stream, so another range of masks,
+say, leaves photo, LR image and SR output as they were. Knows nothing about pixels, files, shards or workers.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from data_synth.artefacts import ARTEFACT_KINDS, Artefact, ArtefactKind, apply_artefact, sample_artefact
-from data_synth.degradations import Degradation, DegradationConfig, degrade, sample_degradation
-from data_synth.ground_truth import GroundTruthConfig, ground_truth_map
-from data_synth.regions import MaskConfig, MaskRecipe, render_mask, sample_mask
+from data_synth.artefacts import ARTEFACT_KINDS, DONOR_KINDS, FAMILIES, Artefact, ArtefactKind, family_of, sample_artefact
+from data_synth.back_projection import BackProjection
+from data_synth.degradations import Degradation, DegradationConfig, sample_degradation
+from data_synth.regions import MaskConfig, MaskRecipe, sample_mask
 from data_synth.schema.errors import FinpercepError, SchemaError
-from data_synth.schema.pixels import RGB8
+from data_synth.sr_models.protocol import Crop, SRCall, SRModel
 
 SampleKind = Literal["swap", "clean"]
 SIDE_MULTIPLE = 16
+PERTURBED_FAMILIES = frozenset({"perturbed", "random"})
+"""Families of networks that are broken on purpose, or never learnt."""
 
 
 class RecipeError(FinpercepError):
     """A recipe that cannot be drawn or applied."""
+
+
+@dataclass(frozen=True)
+class OriginMix:
+    """Where defects come from: relative weights. Where there is no model of a kind, the others share its weight.
+
+    Attributes:
+        model: an SR model as it is; first its family is drawn, then the model.
+        perturbed: a network broken on purpose, or one that never learnt: endless faults unlike any other.
+        hallucination: a procedural artefact that keeps an image's statistics and falsifies its structure.
+        artefact: any other procedural artefact.
+    """
+
+    model: float = 0.3
+    perturbed: float = 0.2
+    hallucination: float = 0.2
+    artefact: float = 0.3
+
+    def __post_init__(self) -> None:
+        weights = asdict(self)
+        if min(weights.values()) < 0 or not any(weights.values()):
+            raise RecipeError(f"weights must not be negative, nor all 0, got {weights}")
 
 
 @dataclass(frozen=True)
@@ -37,24 +60,30 @@ class RecipeConfig:
     Attributes:
         crop: side of a sample in px, a multiple of 16.
         clean_share: samples whose region is swapped with the same clean content, so that a seam predicts nothing.
-        model_share: samples whose I_SR comes from an SR model, when there are models; the rest are artefacts on gt.
-        artefact_on_model_share: of those, the share that gets procedural artefacts on top.
+        mix: where the defects of the others come from.
+        artefact_on_model_share: of the samples from SR models, the share that gets procedural artefacts on top.
         max_artefacts: longest chain of artefacts.
         kinds: artefacts to draw from.
         severity: range their severity is drawn from, in [0, 1].
+        other_donor_share: of the artefacts that take detail from a donor, the share whose donor is another photo.
+        back_projection_share: samples made to agree with their LR image in the end.
+        back_projection_iterations: range of how often.
         light_share: samples whose LR image is degraded mildly (`light`), the rest blindly and twice (`degradation`).
         degradation, light: ranges of either degradation.
         mask: ranges of the mask.
     """
 
-    crop: int = 160
-    clean_share: float = 0.05
-    model_share: float = 0.5
-    artefact_on_model_share: float = 0.3
+    crop: int = 256
+    clean_share: float = 0.06
+    mix: OriginMix = field(default_factory=OriginMix)
+    artefact_on_model_share: float = 0.25
     max_artefacts: int = 2
     kinds: tuple[ArtefactKind, ...] = ARTEFACT_KINDS
-    severity: tuple[float, float] = (0.15, 1.0)
-    light_share: float = 0.7
+    severity: tuple[float, float] = (0.1, 1.0)
+    other_donor_share: float = 0.5
+    back_projection_share: float = 0.25
+    back_projection_iterations: tuple[int, int] = (2, 8)
+    light_share: float = 0.6
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
     light: DegradationConfig = field(default_factory=DegradationConfig.light)
     mask: MaskConfig = field(default_factory=MaskConfig)
@@ -62,22 +91,35 @@ class RecipeConfig:
     def __post_init__(self) -> None:
         if self.crop < SIDE_MULTIPLE or self.crop % SIDE_MULTIPLE:
             raise RecipeError(f"crop must be a positive multiple of {SIDE_MULTIPLE}, got {self.crop}")
-        for name in ("clean_share", "model_share", "artefact_on_model_share", "light_share"):
+        for name in (entry.name for entry in fields(self) if entry.name.endswith("_share")):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.max_artefacts < 1 or not self.kinds:
             raise RecipeError(f"max_artefacts and the number of kinds must be at least 1, got {self.max_artefacts}, {self.kinds}")
+        if not 0 <= self.severity[0] <= self.severity[1] <= 1:
+            raise RecipeError(f"severity must be a range within [0, 1], got {self.severity}")
+        if not 1 <= self.back_projection_iterations[0] <= self.back_projection_iterations[1]:
+            raise RecipeError(f"back_projection_iterations must be a range from 1 up, got {self.back_projection_iterations}")
         if self.degradation.scale != self.light.scale:
             raise RecipeError(f"both degradations need one scale, got {self.degradation.scale} and {self.light.scale}")
+        if self.crop % self.scale:
+            raise RecipeError(f"crop must be a multiple of the scale x{self.scale}, got {self.crop}")
+
+    @property
+    def scale(self) -> int:
+        """How much larger gt is than lr."""
+        return self.degradation.scale
 
 
 @dataclass(frozen=True)
 class ModelCall:
-    """Which SR model made I_SR, and the seed of its noise."""
+    """Which SR model made I_SR, and what was drawn for the call (see `SRCall`)."""
 
     name: str
     version: str
+    family: str
     seed: int
+    settings: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -85,25 +127,23 @@ class Recipe:
     """One sample, as plain data.
 
     Attributes:
-        source_id: the photo.
         kind: "clean" swaps gt's own content in, so syn = gt.
-        top, left, size: the crop, in px of the photo.
-        flip: mirrored left to right.
+        crop: where gt lies in its photo.
         degradation: gt → lr.
         model: the SR model run on lr; None where artefacts act on gt.
         artefacts: applied in order to the model's output, or to gt.
+        donor: what artefacts that need foreign detail take it from; None for the image itself.
+        back_projection: makes the result agree with lr; None leaves it.
         mask: where sr replaces gt.
     """
 
-    source_id: str
     kind: SampleKind
-    top: int
-    left: int
-    size: int
-    flip: bool
+    crop: Crop
     degradation: Degradation
     model: ModelCall | None
     artefacts: tuple[Artefact, ...]
+    donor: Crop | None
+    back_projection: BackProjection | None
     mask: MaskRecipe
 
     def to_json(self) -> str:
@@ -120,11 +160,29 @@ class Recipe:
         return recipe
 
     @property
+    def source_id(self) -> str:
+        """The photo."""
+        return self.crop.source_id
+
+    @property
     def origin(self) -> str:
-        """Where the defects come from, in one word: ``model``, ``model+artefact``, ``artefact`` or ``clean``."""
+        """Where the defects come from, in one word: ``clean``, ``model``, ``perturbed``, ``hallucination`` or ``artefact``."""
         if self.kind == "clean":
             return "clean"
-        return "+".join([*(["model"] if self.model else []), *(["artefact"] if self.artefacts else [])])
+        if self.model:
+            return "perturbed" if self.model.family in PERTURBED_FAMILIES else "model"
+        return "hallucination" if "hallucination" in self.families else "artefact"
+
+    @property
+    def families(self) -> frozenset[str]:
+        """All families of faults in I_SR, of models and artefacts, for evaluation on families held out of training."""
+        return frozenset({*([self.model.family] if self.model else []), *(family_of(a.kind) for a in self.artefacts)})
+
+    def sr_call(self) -> SRCall:
+        """The call to make of ``model``. Raises `RecipeError` when there is none."""
+        if self.model is None:
+            raise RecipeError(f"{self.source_id}: the recipe calls no SR model")
+        return SRCall(self.model.seed, self.model.settings, self.crop)
 
 
 @cache
@@ -135,132 +193,125 @@ def _recipe_adapter() -> Any:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A sample's pixels as they are stored: uint8 H×W×3 images, mask float32 H×W in steps of 1/255, map float32 H×W."""
+class PhotoSize:
+    """A photo that crops are drawn from: its name, height and width in px."""
 
-    gt: RGB8
-    lr: RGB8
-    sr: RGB8
-    syn: RGB8
-    mask: npt.NDArray[np.float32]
-    map: npt.NDArray[np.float32]
+    source_id: str
+    height: int
+    width: int
+
+
+FindDonor = Callable[[], PhotoSize]
+"""Opens another photo to take detail from; called only when a recipe needs one."""
 
 
 def sample_recipe(
     rng: np.random.Generator,
-    source_id: str,
-    photo_size: tuple[int, int],
+    photo: PhotoSize,
     config: RecipeConfig,
-    models: Mapping[str, str] | None = None,
+    models: Mapping[str, SRModel] | None = None,
+    *,
+    find_donor: FindDonor | None = None,
+    has_segments: bool = False,
 ) -> Recipe:
-    """Draw a recipe for a photo of ``photo_size`` (height, width).
+    """Draw a recipe for a photo.
 
     Args:
         rng: decides everything.
-        source_id: the photo's name.
-        photo_size: its height and width in px.
+        photo: the photo.
         config: ranges and shares.
-        models: version by name of the SR models that may be called; none: artefacts alone.
+        models: the SR models that may be called; none: artefacts alone.
+        find_donor: the other photo, for artefacts that take detail from one; None when there is no other.
+        has_segments: whether masks of a segmentation model are to be had.
 
     Raises:
         RecipeError: the photo is smaller than the crop.
     """
-    if min(photo_size) < config.crop:
-        raise RecipeError(
-            f"{source_id}: photo must be at least {config.crop} px on each side, got {photo_size[1]}x{photo_size[0]}"
-        )
-    top, left = (int(rng.integers(side - config.crop + 1)) for side in photo_size)
-    is_clean, is_model, is_both, is_light, flip = rng.uniform(size=5) < (
-        config.clean_share,
-        config.model_share,
-        config.artefact_on_model_share,
-        config.light_share,
-        0.5,
-    )
-    model = _sample_model(rng, models) if models and is_model else None
-    length = int(rng.integers(1, config.max_artefacts + 1)) if model is None or is_both else 0
-    artefacts = tuple(sample_artefact(rng, kinds=config.kinds, severity=config.severity) for _ in range(length))
+    streams = rng.spawn(6)
+    crop = _sample_crop(streams[0], photo, config.crop)
+    is_light = streams[1].uniform() < config.light_share
+    degradation = sample_degradation(streams[1], config.light if is_light else config.degradation)
+    is_clean = streams[2].uniform() < config.clean_share
+    origin = _sample_origin(streams[2], photo, config, models or {})
+    model = origin if isinstance(origin, ModelCall) else None
+    artefacts = _sample_artefacts(streams[3], config, origin)
     return Recipe(
-        source_id=source_id,
         kind="clean" if is_clean else "swap",
-        top=top,
-        left=left,
-        size=config.crop,
-        flip=bool(flip),
-        degradation=sample_degradation(rng, config.light if is_light else config.degradation),
+        crop=crop,
+        degradation=degradation,
         model=model,
         artefacts=artefacts,
-        mask=sample_mask(rng, config.mask),
+        donor=_sample_donor(streams[4], config, artefacts, find_donor),
+        back_projection=_sample_back_projection(streams[4], config),
+        mask=sample_mask(streams[5], config.mask, has_segments=has_segments),
     )
 
 
-def _sample_model(rng: np.random.Generator, models: Mapping[str, str]) -> ModelCall:
-    name = sorted(models)[rng.integers(len(models))]
-    return ModelCall(name, models[name], int(rng.integers(2**31)))
+def _sample_crop(rng: np.random.Generator, photo: PhotoSize, side: int) -> Crop:
+    if min(photo.height, photo.width) < side:
+        raise RecipeError(f"{photo.source_id}: photo must be at least {side} px on each side, got {photo.width}x{photo.height}")
+    top, left = int(rng.integers(photo.height - side + 1)), int(rng.integers(photo.width - side + 1))
+    return Crop(photo.source_id, top, left, side, bool(rng.uniform() < 0.5), (photo.height, photo.width))
 
 
-def crop_gt(recipe: Recipe, photo: RGB8) -> RGB8:
-    """I_GT: the recipe's crop of its photo.
-
-    Raises:
-        RecipeError: the crop does not lie inside the photo.
-    """
-    crop = photo[recipe.top : recipe.top + recipe.size, recipe.left : recipe.left + recipe.size]
-    if crop.shape != (recipe.size, recipe.size, 3):
-        raise RecipeError(
-            f"{recipe.source_id}: crop of {recipe.size} px at ({recipe.top}, {recipe.left}) must lie inside the photo, "
-            f"got {photo.shape}; is it another photo?"
-        )
-    return np.ascontiguousarray(crop[:, ::-1] if recipe.flip else crop)
-
-
-def make_lr(recipe: Recipe, gt: RGB8) -> RGB8:
-    """I_LR of the crop ``gt``."""
-    return _to_8bit(degrade(_to_float(gt), recipe.degradation))
-
-
-def apply_recipe(
-    recipe: Recipe, photo: RGB8, sr_output: npt.NDArray[np.float32] | None = None, ground_truth: GroundTruthConfig | None = None
-) -> Sample:
-    """Make the sample.
-
-    Args:
-        recipe: what to make.
-        photo: the whole photo, uint8 H×W×3.
-        sr_output: what ``recipe.model`` returned for `make_lr`, size×size×3 float32 in [0, 1]; None when it is None.
-        ground_truth: how the map is measured; the default configuration when None.
-
-    Raises:
-        RecipeError: an SR output is missing, superfluous or of the wrong size, or the crop leaves the photo.
-    """
-    gt8 = crop_gt(recipe, photo)
-    gt = _to_float(gt8)
-    if (sr_output is None) != (recipe.model is None):
-        raise RecipeError(
-            f"{recipe.source_id}: SR output expected from {recipe.model}, got {'none' if sr_output is None else 'one'}"
-        )
-    if sr_output is not None and sr_output.shape != gt.shape:
-        raise RecipeError(f"{recipe.source_id}: SR output must be {gt.shape}, got {sr_output.shape}")
-    sr = gt if sr_output is None else sr_output
-    for artefact in recipe.artefacts:
-        sr = apply_artefact(artefact, sr)
-    sr8 = _to_8bit(sr)
-    mask = (np.rint(render_mask(recipe.mask, gt) * 255) / 255).astype(np.float32)
-    inside = gt8 if recipe.kind == "clean" else sr8
-    syn8 = swap_region(gt8, inside, mask)
-    degradation_map = ground_truth_map(gt, _to_float(syn8), mask, ground_truth or GroundTruthConfig())
-    return Sample(gt8, make_lr(recipe, gt8), sr8, syn8, mask, degradation_map)
+def _sample_origin(
+    rng: np.random.Generator, photo: PhotoSize, config: RecipeConfig, models: Mapping[str, SRModel]
+) -> ModelCall | Literal["hallucination", "artefact"]:
+    """What breaks the image: a call of an SR model, or which kind of artefacts."""
+    usable = [model for _, model in sorted(models.items()) if model.covers(photo.source_id)]
+    perturbed = [model for model in usable if model.family in PERTURBED_FAMILIES]
+    plain = [model for model in usable if model.family not in PERTURBED_FAMILIES]
+    mix = config.mix
+    hallucinations, others = (bool(kinds) for kinds in _kinds_by_origin(config))
+    weights = np.array(
+        [mix.model * bool(plain), mix.perturbed * bool(perturbed), mix.hallucination * hallucinations, mix.artefact * others]
+    )
+    if not weights.any():
+        raise RecipeError(f"{photo.source_id}: the mix allows {mix}, but no such model or artefact is at hand; widen the mix")
+    choice = int(np.searchsorted(np.cumsum(weights), rng.uniform(0, weights.sum()), side="right"))
+    if choice < 2:
+        return _sample_call(rng, plain if choice == 0 else perturbed)
+    return "hallucination" if choice == 2 else "artefact"
 
 
-def swap_region(gt: RGB8, inside: RGB8, mask: npt.NDArray[np.float32]) -> RGB8:
-    """I_syn = m ⊙ I_SR + (1 − m) ⊙ I_GT (method §3), rounded to 8 bits; equal to ``gt`` where m = 0 or both images agree."""
-    m = mask[..., None].astype(np.float64)
-    return np.rint(gt + m * (inside.astype(np.float64) - gt)).astype(np.uint8)
+def _sample_call(rng: np.random.Generator, models: list[SRModel]) -> ModelCall:
+    families = sorted({model.family for model in models})
+    family = families[rng.integers(len(families))]
+    members = [model for model in models if model.family == family]
+    model = members[rng.integers(len(members))]
+    settings = {name: span.sample(rng) for name, span in sorted(model.settings.items())}
+    return ModelCall(model.name, model.version, family, int(rng.integers(2**31)), settings)
 
 
-def _to_float(image: RGB8) -> npt.NDArray[np.float32]:
-    return image.astype(np.float32) / np.float32(255)
+def _kinds_by_origin(config: RecipeConfig) -> tuple[tuple[ArtefactKind, ...], tuple[ArtefactKind, ...]]:
+    """The configured kinds: those that hallucinate, and the others."""
+    hallucinations = frozenset(FAMILIES["hallucination"])
+    return tuple(k for k in config.kinds if k in hallucinations), tuple(k for k in config.kinds if k not in hallucinations)
 
 
-def _to_8bit(image: npt.NDArray[np.float32]) -> RGB8:
-    return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+def _sample_artefacts(
+    rng: np.random.Generator, config: RecipeConfig, origin: ModelCall | Literal["hallucination", "artefact"]
+) -> tuple[Artefact, ...]:
+    is_on_model = rng.uniform() < config.artefact_on_model_share
+    length = int(rng.integers(1, config.max_artefacts + 1))
+    if isinstance(origin, ModelCall):
+        pools = [config.kinds] * (length * is_on_model)
+    else:
+        first = _kinds_by_origin(config)[0 if origin == "hallucination" else 1]
+        pools = [first, *[config.kinds] * (length - 1)]
+    return tuple(sample_artefact(rng, kinds=pool, severity=config.severity) for pool in pools)
+
+
+def _sample_donor(
+    rng: np.random.Generator, config: RecipeConfig, artefacts: tuple[Artefact, ...], find_donor: FindDonor | None
+) -> Crop | None:
+    is_other = rng.uniform() < config.other_donor_share
+    if find_donor is None or not is_other or not any(artefact.kind in DONOR_KINDS for artefact in artefacts):
+        return None
+    return _sample_crop(rng, find_donor(), config.crop)
+
+
+def _sample_back_projection(rng: np.random.Generator, config: RecipeConfig) -> BackProjection | None:
+    low, high = config.back_projection_iterations
+    iterations = int(rng.integers(low, high + 1))
+    return BackProjection(iterations) if rng.uniform() < config.back_projection_share else None

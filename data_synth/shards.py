@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,40 +16,53 @@ import torch
 
 from data_synth.card import recipe_counts
 from data_synth.ground_truth import GroundTruthConfig
-from data_synth.photos import Photo, PhotoError, readable
+from data_synth.photos import Photo
 from data_synth.quality import QualityConfig, pseudo_quality
-from data_synth.recipe import Recipe, RecipeConfig, Sample, apply_recipe, crop_gt, make_lr, sample_recipe
+from data_synth.recipe import PhotoSize, Recipe, RecipeConfig, sample_recipe
+from data_synth.sample import Ingredients, Sample, apply_recipe, crop_photo, make_lr
 from data_synth.schema.dataset import Row, write_shard
-from data_synth.schema.errors import ImageError
 from data_synth.schema.manifest import Split
 from data_synth.schema.pixels import RGB8
-from data_synth.sr_models import SRModel, check_output
+from data_synth.segments import Segmenter
+from data_synth.sr_cache import SRCache, cached_super_resolve
+from data_synth.sr_models.protocol import SRModel
 
 _PHOTOS_IN_MEMORY = 8
 
 
 @dataclass(frozen=True)
-class ShardJob:
-    """A shard to make: plain data, sent to workers.
+class Networks:
+    """What a build calls on that has to be loaded, once in every process.
 
     Attributes:
-        split: its split.
-        path: its file, relative to the data set's folder.
-        indices: the samples in it.
-        first: index of the split's first sample.
-        photos: the split's photos; sample i falls to photo (i − first) mod their number, so all are used evenly.
+        models: SR models by name.
+        segmenter: finds objects for masks.
     """
+
+    models: Mapping[str, SRModel] = field(default_factory=dict)
+    segmenter: Segmenter | None = None
+
+
+NetworkFactory = Callable[[], Networks]
+"""Loads them; picklable (a module-level function, or a partial of one)."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A sample to make: its index, its photo, and the photo it may take foreign detail from."""
+
+    index: int
+    photo: Photo
+    donor: Photo | None
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """A shard to make: plain data, sent to workers. ``path`` is relative to the data set's folder."""
 
     split: Split
     path: str
-    indices: range
-    first: int
-    photos: tuple[Photo, ...]
-
-
-@lru_cache(maxsize=_PHOTOS_IN_MEMORY)
-def _read_photo(photo: Photo, min_side: int) -> RGB8 | ImageError:
-    return next(readable([photo], min_side=min_side))[1]
+    samples: tuple[Assignment, ...]
 
 
 @dataclass(frozen=True)
@@ -63,94 +76,123 @@ class ShardMaker:
     recipe: RecipeConfig
     ground_truth: GroundTruthConfig
     quality: QualityConfig
+    sr_cache: SRCache | None = None
 
-    def make(self, job: ShardJob, models: Mapping[str, SRModel]) -> dict[str, Any]:
-        """Make and write one shard; returns the metadata written into its footer: build, counts, photos, left_out.
+    def make(self, job: ShardJob, networks: Networks) -> dict[str, Any]:
+        """Make and write one shard; returns the metadata written into its footer: build, counts, photos.
 
         Raises:
-            PhotoError: no photo of the split is usable.
+            ImageError: a photo that could be read when the build was planned cannot be read now.
             SRModelError: an SR model broke its protocol.
         """
         with _one_torch_thread():
-            left_out: set[str] = set()
-            recipes = [self._draw(job, index, models, left_out) for index in job.indices]
-            samples = self._apply(job, recipes, models)
+            drawn = [self.draw(assignment, networks) for assignment in job.samples]
+            recipes = [recipe for recipe, _ in drawn]
+            prepared = self.super_resolve(drawn, range(len(drawn)), networks.models)
+            samples = [apply_recipe(recipe, prepared[i], self.ground_truth) for i, recipe in enumerate(recipes)]
             quality_sr = pseudo_quality([s.sr for s in samples], [s.gt for s in samples], self.quality)
             quality_syn = pseudo_quality([s.syn for s in samples], [s.gt for s in samples], self.quality)
-        rows = [
-            _row(index, recipe, sample, float(sr), float(syn))
-            for index, recipe, sample, sr, syn in zip(job.indices, recipes, samples, quality_sr, quality_syn, strict=True)
-        ]
+        rows = shard_rows(job, recipes, samples, quality_sr, quality_syn)
         metadata = {
             "build": self.digest,
             "counts": recipe_counts(recipes),
             "photos": sorted({recipe.source_id for recipe in recipes}),
-            "left_out": sorted(left_out),
         }
         write_shard(self.out / job.path, rows, metadata)
         return metadata
 
-    def _draw(self, job: ShardJob, index: int, models: Mapping[str, SRModel], left_out: set[str]) -> Recipe:
-        """The recipe of a sample. A photo that cannot be used hands its samples to the next one."""
-        for step in range(len(job.photos)):
-            photo = job.photos[(index - job.first + step) % len(job.photos)]
-            pixels = _read_photo(photo, self.recipe.crop)
-            if not isinstance(pixels, ImageError):
-                rng = np.random.default_rng((self.seed, index))
-                versions = {name: model.version for name, model in models.items()}
-                return sample_recipe(rng, photo.source_id, pixels.shape[:2], self.recipe, versions)
-            left_out.add(str(pixels))
-        raise PhotoError(
-            f"split {job.split}: none of its {len(job.photos)} photos can be used ({sorted(left_out)[0]}); add photos"
+    def replay(self, job: ShardJob, position: int, networks: Networks) -> tuple[Recipe, Ingredients]:
+        """One sample of the shard as it was drawn, and what it is made from, for `apply_recipe` and `sr_steps`."""
+        with _one_torch_thread():
+            drawn = [self.draw(assignment, networks) for assignment in job.samples]
+            return drawn[position][0], self.super_resolve(drawn, [position], networks.models)[position]
+
+    def draw(self, assignment: Assignment, networks: Networks) -> tuple[Recipe, Ingredients]:
+        """The recipe of a sample, and its ingredients but for the SR output."""
+        donor = assignment.donor
+        recipe = sample_recipe(
+            np.random.default_rng((self.seed, assignment.index)),
+            _size(assignment.photo),
+            self.recipe,
+            networks.models,
+            find_donor=(lambda: _size(donor)) if donor else None,
+            has_segments=networks.segmenter is not None,
         )
+        gt = crop_photo(recipe.crop, _read_photo(assignment.photo))
+        ingredients = Ingredients(
+            gt=gt,
+            lr=make_lr(recipe, gt),
+            donor=crop_photo(recipe.donor, _read_photo(donor)) if recipe.donor and donor else None,
+            segments=networks.segmenter(gt) if networks.segmenter and recipe.mask.shape == "segments" else None,
+        )
+        return recipe, ingredients
 
-    def _apply(self, job: ShardJob, recipes: Sequence[Recipe], models: Mapping[str, SRModel]) -> list[Sample]:
-        photos = {photo.source_id: photo for photo in job.photos}
+    def super_resolve(
+        self, drawn: Sequence[tuple[Recipe, Ingredients]], wanted: Sequence[int], models: Mapping[str, SRModel]
+    ) -> dict[int, Ingredients]:
+        """The wanted samples' ingredients with SR outputs. Models run on whole batches, whatever is wanted of them."""
+        complete = {i: drawn[i][1] for i in wanted}
+        for batch in self._sr_batches([recipe for recipe, _ in drawn]):
+            if complete.keys().isdisjoint(batch):
+                continue
+            recipes = [drawn[i][0] for i in batch]
+            name = recipes[0].model.name if recipes[0].model else ""
+            lr = np.stack([drawn[i][1].lr for i in batch])
+            outputs = cached_super_resolve(self.sr_cache, models[name], lr, [recipe.sr_call() for recipe in recipes])
+            for i, sr in zip(batch, outputs, strict=True):
+                if i in complete:
+                    complete[i] = replace(complete[i], sr_output=sr)
+        return complete
 
-        def pixels_of(recipe: Recipe) -> RGB8:
-            pixels = _read_photo(photos[recipe.source_id], self.recipe.crop)
-            if isinstance(pixels, ImageError):
-                raise pixels  # it could be read a moment ago: the disk, not the photo
-            return pixels
-
-        lrs = {i: make_lr(recipe, crop_gt(recipe, pixels_of(recipe))) for i, recipe in enumerate(recipes) if recipe.model}
-        outputs = self._super_resolve(recipes, lrs, models)
-        return [apply_recipe(recipe, pixels_of(recipe), outputs.get(i), self.ground_truth) for i, recipe in enumerate(recipes)]
-
-    def _super_resolve(
-        self, recipes: Sequence[Recipe], lrs: Mapping[int, RGB8], models: Mapping[str, SRModel]
-    ) -> dict[int, npt.NDArray[np.float32]]:
-        """SR outputs by position in the shard; batches hold samples of one model in order, so their composition is fixed."""
+    def _sr_batches(self, recipes: Sequence[Recipe]) -> list[list[int]]:
+        """Positions of the shard's samples by SR model, in batches: their composition depends on the recipes alone."""
         positions: dict[str, list[int]] = defaultdict(list)
-        for i in lrs:
-            if call := recipes[i].model:
-                positions[call.name].append(i)
-        outputs: dict[int, npt.NDArray[np.float32]] = {}
-        for name, members in sorted(positions.items()):
-            for start in range(0, len(members), self.sr_batch):
-                batch = members[start : start + self.sr_batch]
-                lr = torch.from_numpy(np.stack([lrs[i] for i in batch])).permute(0, 3, 1, 2).float() / 255
-                seeds = [call.seed for i in batch if (call := recipes[i].model)]
-                sr = check_output(models[name], lr, models[name](lr, seeds)).cpu().permute(0, 2, 3, 1).numpy()
-                outputs.update(zip(batch, sr, strict=True))
-        return outputs
+        for i, recipe in enumerate(recipes):
+            if recipe.model:
+                positions[recipe.model.name].append(i)
+        return [
+            members[start : start + self.sr_batch]
+            for _, members in sorted(positions.items())
+            for start in range(0, len(members), self.sr_batch)
+        ]
 
 
-def _row(index: int, recipe: Recipe, sample: Sample, quality_sr: float, quality_syn: float) -> Row:
-    return Row(
-        gt=sample.gt,
-        lr=sample.lr,
-        sr=sample.sr,
-        syn=sample.syn,
-        mask=sample.mask,
-        map=sample.map,
-        recipe=recipe.to_json(),
-        source_id=recipe.source_id,
-        index=index,
-        quality_gt=1.0,
-        quality_sr=quality_sr,
-        quality_syn=quality_syn,
-    )
+@lru_cache(maxsize=_PHOTOS_IN_MEMORY)
+def _read_photo(photo: Photo) -> RGB8:
+    return photo.read()
+
+
+def _size(photo: Photo) -> PhotoSize:
+    height, width = _read_photo(photo).shape[:2]
+    return PhotoSize(photo.source_id, height, width)
+
+
+def shard_rows(
+    job: ShardJob,
+    recipes: Sequence[Recipe],
+    samples: Sequence[Sample],
+    quality_sr: npt.NDArray[np.float32],
+    quality_syn: npt.NDArray[np.float32],
+) -> list[Row]:
+    """The rows of a shard, one a sample, from what `ShardMaker.make` made."""
+    parts = zip(job.samples, recipes, samples, quality_sr.tolist(), quality_syn.tolist(), strict=True)
+    return [
+        Row(
+            gt=sample.gt,
+            lr=sample.lr,
+            sr=sample.sr,
+            syn=sample.syn,
+            mask=sample.mask,
+            map=sample.map,
+            recipe=recipe.to_json(),
+            source_id=recipe.source_id,
+            index=assignment.index,
+            quality_gt=1.0,
+            quality_sr=of_sr,
+            quality_syn=of_syn,
+        )
+        for assignment, recipe, sample, of_sr, of_syn in parts
+    ]
 
 
 @contextmanager

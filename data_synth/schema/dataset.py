@@ -171,13 +171,13 @@ class Samples(Sequence[Row]):
         file = int(np.searchsorted(self._starts, index, side="right")) - 1
         path, within = self.files[file][0], index - int(self._starts[file])
         group, offset = divmod(within, _ROWS_A_GROUP)
-        return _decode(_read_group(path, group)[offset], f"{path}, row {within}")
+        return decode_row(_read_group(path, group)[offset], f"{path}, row {within}")
 
     def __iter__(self) -> Iterator[Row]:
         for path, rows in self.files:
             for group in range(-(-rows // _ROWS_A_GROUP)):
                 for offset, record in enumerate(_read_group(path, group)):
-                    yield _decode(record, f"{path}, row {group * _ROWS_A_GROUP + offset}")
+                    yield decode_row(record, f"{path}, row {group * _ROWS_A_GROUP + offset}")
 
 
 def read_split(folder: Path, split: Split) -> Samples:
@@ -214,7 +214,8 @@ def _read_group(path: Path, group: int) -> list[dict[str, Any]]:
     return records
 
 
-def _decode(record: Mapping[str, Any], where: str) -> Row:
+def decode_row(record: Mapping[str, Any], where: str) -> Row:
+    """A row as `datasets` or Parquet give it (pictures as bytes) → `Row`. Raises `SchemaError`, which says ``where``."""
     pictures: dict[str, Any] = {
         name: _decode_png(record[name], where, name) for name, dtype in COLUMNS.items() if dtype == "image"
     }

@@ -7,8 +7,11 @@ means the same pixels everywhere. Knows nothing about datasets, tensors or HTTP.
 from __future__ import annotations
 
 import io
-import os
+import struct
+import uuid
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +28,23 @@ MAX_PIXELS = 200_000_000
 """Default refusal limit, in pixels: twice the largest medium-format sensors; guards against decompression bombs."""
 
 
-def decode_rgb(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) -> RGB8:
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, ArithmeticError, LookupError, TypeError, struct.error)
+"""What Pillow's decoders raise on damaged files; each plugin has its own habits (AVIF: RuntimeError, TIFF: struct.error, …)."""
+
+_TIFF_BITS, _TIFF_PLANES = 258, 284
+
+
+def decode_rgb(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> RGB8:
     """Decode an encoded picture (bytes, or a file's path) to upright 8-bit sRGB.
 
     EXIF orientation is applied; an embedded ICC profile is converted to sRGB; transparency is composited over white;
-    16-bit samples are scaled (65535 → 255); grey, palette and CMYK become RGB. Of an animation, the first frame counts.
+    16-bit grey is scaled (65535 → 255) and rounded; of 16-bit colour Pillow keeps the high byte, at most one step of 255 off;
+    grey, palette and CMYK become RGB. Of an animation, the first frame counts.
+
+    Args:
+        source: bytes, or a file's path.
+        max_pixels: refusal limit.
+        name: what errors call the picture; by default its path, or its length in bytes.
 
     Returns:
         uint8 array, H×W×3, RGB.
@@ -37,16 +52,71 @@ def decode_rgb(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) -> R
     Raises:
         ImageError: not a picture, truncated, larger than ``max_pixels``, or of a sample type without a defined range.
     """
-    name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+    with quiet_metadata(), _opened(source, max_pixels, name) as picture:
+        picture.load()
+        return to_rgb8(picture)
+
+
+def decode_reduced(
+    source: bytes | str | Path, side: int, *, max_pixels: int = MAX_PIXELS, name: str | None = None
+) -> tuple[RGB8, tuple[int, int]]:
+    """Decode as `decode_rgb` does, but small: all of the file is read (damage shows), at a fraction of the time for JPEG.
+
+    Meant to run in threads: enter `quiet_metadata` around them all.
+
+    Args:
+        source: bytes, or a file's path.
+        side: longer side of what comes back, in px; a smaller picture keeps its size.
+        max_pixels: refusal limit.
+        name: what errors call the picture.
+
+    Returns:
+        The reduced picture, uint8 h×w×3 RGB, and the whole one's (height, width) as stored, before EXIF orientation.
+
+    Raises:
+        ImageError: as `decode_rgb`.
+    """
+    with _opened(source, max_pixels, name) as picture:
+        width, height = picture.size
+        picture.draft(None, (2 * side, 2 * side))  # JPEG alone: decodes at 1/2, 1/4 or 1/8 of its size
+        picture.load()
+        upright = Image.fromarray(to_rgb8(picture))
+    factor = side / max(upright.size)
+    if factor < 1:
+        small = (max(1, round(upright.width * factor)), max(1, round(upright.height * factor)))
+        upright = upright.resize(small, Image.Resampling.BOX)
+    return np.array(upright, dtype=np.uint8), (height, width)
+
+
+@contextmanager
+def quiet_metadata() -> Iterator[None]:
+    """Silence Pillow's warnings about size and damaged metadata: pixels are checked, the rest is not used.
+
+    Warning filters belong to the whole process, so threads are started inside, not each with its own.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+        yield
+
+
+@contextmanager
+def _opened(source: bytes | str | Path, max_pixels: int, name: str | None) -> Iterator[Image.Image]:
+    """The picture, not decoded yet; whatever goes wrong until it is closed becomes an `ImageError`."""
+    if name is None:
+        name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
-                width, height = picture.size
-                if width * height > max_pixels:
-                    raise ImageError(f"{name}: image must have at most {max_pixels} pixels, got {width}x{height}")
-                picture.load()
-                return to_rgb8(picture)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
+            width, height = picture.size
+            if width * height > max_pixels:
+                raise ImageError(f"{name}: image must have at most {max_pixels} pixels, got {width}x{height}")
+            if _is_misread(picture):
+                raise ImageError(
+                    f"{name}: 16-bit TIFF with separate colour planes cannot be read; save it interleaved, or as PNG"
+                )
+            yield picture
+    except ImageError as error:
+        raise error if str(error).startswith(name) else ImageError(f"{name}: {error}") from error
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file") from error
     except IsADirectoryError as error:
@@ -55,8 +125,14 @@ def decode_rgb(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) -> R
         raise ImageError(f"{name}: not a picture in a format that can be read (PNG, JPEG, WebP, TIFF, …)") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: image dimensions are beyond what is safe to decode") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except _DAMAGED as error:
         raise ImageError(f"{name}: damaged picture: {error}") from error
+
+
+def _is_misread(picture: Image.Image) -> bool:
+    """16-bit planes, which Pillow decodes as 8-bit ones without a word: a wrong picture, not an error."""
+    tags = getattr(picture, "tag_v2", {})
+    return tags.get(_TIFF_PLANES) == 2 and max(tags.get(_TIFF_BITS, (8,))) > 8
 
 
 def to_rgb8(picture: Image.Image) -> RGB8:
@@ -104,8 +180,15 @@ def encode_png(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> bytes:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` so that ``path`` is at every moment either absent, the old file, or the whole new one."""
+    """Write ``data`` so that ``path`` is at every moment either absent, the old file, or the whole new one.
+
+    Any number of processes and machines may write the same path at once; the last one stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)  # a full disk: leave no debris to fill it further
+        raise

@@ -15,6 +15,7 @@ from finpercep.cli.serve import serve
 from finpercep.cli.synth import synth
 from finpercep.cli.train_rm import train_rm
 from finpercep.cli.train_sr import train_sr
+from finpercep.cli.train_zoo import train_zoo
 from finpercep.cli.upscale import upscale
 
 
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
         "demo": demo,
         "synth": synth,
         "train-sr": train_sr,
+        "train-zoo": train_zoo,
         "train-rm": train_rm,
         "eval-rm": eval_rm,
         "score": score,

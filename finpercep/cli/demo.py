@@ -122,17 +122,20 @@ def demo(
 
 def build(photos: Path | None, out: Path, scale: DemoScale, seed: int) -> PhotoSplit:
     """Build the dataset; returns the photos, divided as the dataset divides them."""
-    from data_synth.build import BuildConfig
-    from data_synth.photos import find_photos, sample_photos, split_photos
+    from data_synth.engines.processes import ProcessEngine
+    from data_synth.photos import gather
+    from data_synth.plan import BuildConfig
     from data_synth.recipe import RecipeConfig
-    from finpercep.cli.synth import run_build
+    from finpercep.cli.sr_models import DEFAULT_SOURCES, network_factory
+    from finpercep.cli.synth import plan, run_build
 
-    found = sample_photos() if photos is None else find_photos(photos)
     config = BuildConfig(
         count=scale.samples, seed=seed, shard_size=40, validation=VALIDATION, test=TEST, recipe=RecipeConfig(crop=scale.crop)
     )
-    run_build(found, out, config, workers=1)
-    return split_photos(found, validation=VALIDATION, test=TEST, seed=seed)
+    sources = gather(["samples" if photos is None else str(photos)])
+    planned = plan(sources, out, config, networks=network_factory(DEFAULT_SOURCES, scale=config.recipe.scale))
+    run_build(planned, ProcessEngine())
+    return planned.split
 
 
 def train(folder: Path, scale: DemoScale, scratch: bool, seed: int) -> None:

@@ -13,8 +13,8 @@ from data_synth.artefacts import ArtefactKind, apply_artefact, artefact_of_sever
 from data_synth.degradations import DegradationConfig
 from data_synth.ground_truth import GroundTruthConfig, ground_truth_map
 from data_synth.photos import Photo
-from data_synth.recipe import swap_region
 from data_synth.regions import MaskConfig, render_mask, sample_mask
+from data_synth.sample import swap_region
 from data_synth.schema import RGB8
 from finpercep.cli.photo_pairs import PhotoPairs, load_photos
 from finpercep.client import ImageScore, RewardClient
@@ -62,7 +62,7 @@ def plant(clean: RGB8, kind: ArtefactKind, rng: np.random.Generator) -> tuple[RG
     """``clean`` with one defect of full severity planted where it shows most, by M_gt; and the mask, float32 in [0, 1]."""
     pixels = clean.astype(np.float32) / np.float32(255)
     changed = apply_artefact(artefact_of_severity(rng, kind, 1.0), pixels)
-    config = MaskConfig(shapes=("ellipse",), area=(PLANTED_AREA, PLANTED_AREA), pieces=1)
+    config = MaskConfig(shapes={"ellipse": 1.0}, area=(PLANTED_AREA, PLANTED_AREA), pieces=1)
     masks = [render_mask(sample_mask(rng, config), pixels) for _ in range(PLACES)]
     shown = [float(ground_truth_map(pixels, changed, mask, GroundTruthConfig()).mean()) for mask in masks]
     mask = masks[int(np.argmax(shown))]

@@ -1,56 +1,125 @@
-"""The packaged diffusion SR model as `data_synth` sees SR models: variants by number of sampling steps."""
+"""SR models of `finpercep synth`: what `--sr` may name, and the packaged models as `data_synth` sees SR models."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_synth.sr_models.protocol import Span, SRCall
 from finpercep.cli.libraries import hush
 
 if TYPE_CHECKING:
     import torch
 
-    from data_synth.sr_models import SRFactory, SRModel
+    from data_synth.shards import NetworkFactory, Networks
+    from data_synth.sr_models.protocol import SRModel
+    from data_synth.sr_models.sources import Source
     from finpercep.sr.tiny import TinyDiffusionSR
 
-STEPS = (1, 2, 4)
-"""Sampling steps of the variants: one step blurs, several invent; both kinds of defect are wanted."""
+DEFAULT_SOURCES = ("tiny", "zoo", "random")
+"""All that ships with the package: the diffusion SR and its early snapshots, the SR zoo, and random networks."""
 
 
 class DiffusionSRModel:
-    """`data_synth.sr_models.SRModel` over a diffusion policy with a fixed number of steps."""
+    """`data_synth.sr_models.protocol.SRModel` over a diffusion policy: steps, η and starting noise vary from call to call.
 
-    def __init__(self, policy: TinyDiffusionSR, weights_digest: str) -> None:
-        self.policy = policy
-        self.name = f"{policy.name}-{policy.num_steps}step"
-        self.version = weights_digest
+    One step blurs, several invent, too much noise at the start leaves grain: all of these defects are wanted.
+    """
+
+    family = "diffusion"
+    settings: Mapping[str, Span] = {"steps": Span(1, 4, "integer"), "eta": Span(0, 1), "noise": Span(0.7, 1.3)}
+
+    def __init__(self, policy: TinyDiffusionSR, name: str, version: str) -> None:
+        self.policy, self.name, self.version = policy, name, version
         self.scale = policy.scale
 
-    def __call__(self, lr: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-        """SR images of ``lr`` (N×3×h×w in [0, 1]); image i's noise comes from seed i alone."""
+    @property
+    def module(self) -> torch.nn.Module:
+        """The denoiser."""
+        return self.policy.unet  # type: ignore[no-any-return]
+
+    def covers(self, source_id: str) -> bool:  # noqa: ARG002
+        """It serves any photo."""
+        return True
+
+    def __call__(self, lr: torch.Tensor, calls: Sequence[SRCall]) -> torch.Tensor:
+        """SR images of ``lr`` (N×3×h×w in [0, 1]), one by one, since every call has its own schedule."""
+        import torch
+
         from finpercep.sr.policy import seeded_generators
 
-        return self.policy.sample(lr, seeded_generators(seeds))
+        images = []
+        for image, call in zip(lr, calls, strict=True):
+            variant = self.policy.with_steps(int(call.settings["steps"]), call.settings["eta"])
+            generators = seeded_generators([call.seed])
+            images.append(variant.sample(image[None], generators, initial_noise=call.settings["noise"]).cpu())
+        return torch.cat(images)
 
 
-def diffusion_sr_models(folder: Path, steps: Sequence[int] = STEPS) -> Mapping[str, SRModel]:
-    """The policy in ``folder``, once for each number of steps; the variants share its weights."""
-    hush()  # this also runs in worker processes, which no command line has prepared
+def diffusion_sr_models(folder: Path, name: str, device: str = "auto") -> dict[str, SRModel]:
+    """The policy in ``folder`` and its early snapshots, as ``NAME`` and ``NAME@STEP``."""
+    from finpercep.cli.device import resolve_device
+    from finpercep.sr.pretrain import SNAPSHOTS
     from finpercep.sr.tiny import TinyDiffusionSR
 
-    policy = TinyDiffusionSR.from_pretrained(folder)
-    policy.unet.requires_grad_(False).eval()
-    digest = policy_digest(folder)
-    models = [DiffusionSRModel(policy.with_steps(count), digest) for count in steps]
-    return {model.name: model for model in models}
+    folders = {name: folder} | {f"{name}@{path.name}": path for path in sorted(folder.glob(f"{SNAPSHOTS}/*"))}
+    models: dict[str, SRModel] = {}
+    for own_name, path in folders.items():
+        policy = TinyDiffusionSR.from_pretrained(path, device=resolve_device(device), autocast=True)
+        policy.unet.requires_grad_(False).eval()
+        models[own_name] = DiffusionSRModel(policy, own_name, policy_digest(path))
+    return models
 
 
-def diffusion_sr_factory(folder: Path, steps: Sequence[int] = STEPS) -> SRFactory:
-    """`diffusion_sr_models` to be called in worker processes."""
-    return partial(diffusion_sr_models, folder, tuple(steps))
+def load_networks(
+    sources: Sequence[str], *, scale: int, perturb: bool = True, segmenter: str | None = None, device: str = "auto"
+) -> Networks:
+    """The SR models that ``--sr`` names, and the segmenter. Raises `SRModelError` when one cannot be had."""
+    hush()  # this also runs in worker processes, which no command line has prepared
+    from data_synth.segments import SamSegmenter
+    from data_synth.shards import Networks
+    from data_synth.sr_models.sources import load_sources
+
+    schemes = {"tiny": _load_policy, "policy": _load_policy, "zoo": _load_zoo}
+    models = load_sources(sources, scale=scale, device=device, perturb=perturb, extra_schemes=schemes)
+    return Networks(models, SamSegmenter(segmenter, device=device) if segmenter else None)
+
+
+def _load_policy(source: Source, scale: int, device: str) -> Mapping[str, SRModel]:  # noqa: ARG001
+    """``tiny``, the packaged diffusion SR, or ``policy:DIR``, one that train-sr or finetune wrote."""
+    from finpercep.sr.packaged import policy_folder
+
+    folder = policy_folder(source.target or "tiny")
+    return diffusion_sr_models(folder, source.name or (folder.name if source.target else "tiny"), device)
+
+
+def _load_zoo(source: Source, scale: int, device: str) -> Mapping[str, SRModel]:
+    """``zoo``, the packaged one, or ``zoo:DIR``, one that train-zoo wrote."""
+    from data_synth.zoo.model import load_zoo
+    from finpercep.cli.device import resolve_device
+
+    return load_zoo(Path(source.target) if source.target else packaged_zoo_folder(), scale, device=resolve_device(device))
+
+
+def packaged_zoo_folder() -> Path:
+    """Folder of the SR zoo that ships with the package."""
+    return Path(str(files("finpercep"))) / "weights" / "sr-zoo"
+
+
+def network_factory(
+    sources: Sequence[str], *, scale: int, perturb: bool = True, segmenter: str | None = None, device: str = "auto"
+) -> NetworkFactory:
+    """`load_networks` to be called in worker processes."""
+    return partial(load_networks, tuple(sources), scale=scale, perturb=perturb, segmenter=segmenter, device=device)
+
+
+def default_sources(scale: int) -> tuple[str, ...]:
+    """What ships with the package at this scale: trained networks are x4, random ones any."""
+    return DEFAULT_SOURCES if scale == 4 else ("random",)
 
 
 def policy_digest(folder: Path) -> str:

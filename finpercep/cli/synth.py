@@ -1,104 +1,169 @@
-"""`finpercep synth`: photos → data set, with the packaged diffusion SR model and procedural artefacts."""
+"""`finpercep synth`: photos → data set, with SR models, networks broken on purpose and procedural artefacts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from finpercep.cli.console import progress_bar, say, warn
+from finpercep.cli.options import Device
+from finpercep.errors import ConfigError
 
 if TYPE_CHECKING:
-    from data_synth.build import BuildConfig, BuildProgress
-    from data_synth.photos import Photo
-    from data_synth.sr_models import SRFactory
+    from data_synth.build import Build, BuildProgress
+    from data_synth.engines import Engine
+    from data_synth.photos import PhotoSource
+    from data_synth.plan import BuildConfig
+    from data_synth.shards import NetworkFactory
 
 PREVIEW_NAME = "preview.png"
 _PREVIEW_ROWS = 24
+_SR_CACHE_NAME = "sr-cache"
+_GALLERY_SIDE = 256
 
 
 def synth(
-    out: Annotated[Path, typer.Option(help="Folder of the data set; run again to finish an interrupted build.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the data set; run again to finish an interrupted build.")] = None,
     photos: Annotated[
-        list[Path] | None, typer.Option(help="Folder of photos (repeatable); default: packaged sample photos.")
+        list[str] | None,
+        typer.Option(help="Folder, hf:DATASET[:SPLIT[:COLUMN]] or samples (repeatable); default: the packaged sample photos."),
     ] = None,
-    count: Annotated[int, typer.Option(help="Samples in all splits together.")] = 1000,
-    seed: Annotated[int, typer.Option(help="With a sample's index, decides everything about it.")] = 0,
+    count: Annotated[int | None, typer.Option(help="Samples in all splits together; default 1000.")] = None,
+    seed: Annotated[int | None, typer.Option(help="With a sample's index, decides everything about it; default 0.")] = None,
     workers: Annotated[int, typer.Option(help="Processes; the data set is the same for any number.")] = 1,
-    crop: Annotated[int, typer.Option(help="Side of a sample in px, a multiple of 16.")] = 160,
-    policy: Annotated[Path | None, typer.Option(help="SR model folder; default: the packaged one.")] = None,
-    sr: Annotated[bool, typer.Option("--sr/--no-sr", help="Use the diffusion SR model, or procedural artefacts alone.")] = True,
+    crop: Annotated[int | None, typer.Option(help="Side of a sample in px, a multiple of 16; default 256.")] = None,
+    scale: Annotated[int | None, typer.Option(help="Upscaling factor; default 4.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML with any setting of a build, see configs/; flags win over it.")
+    ] = None,
+    sr: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="SR model (repeatable): tiny | zoo[:DIR] | policy:DIR | random | spandrel:FILE | diffusers:DIR_OR_ID | "
+            "folder:DIR; default: tiny, zoo and random."
+        ),
+    ] = None,
+    no_sr: Annotated[bool, typer.Option("--no-sr", help="No SR model: procedural artefacts alone.")] = False,
+    no_perturb: Annotated[bool, typer.Option("--no-perturb", help="Use SR networks only as they are, never broken.")] = False,
+    segmenter: Annotated[str | None, typer.Option(help="SAM checkpoint (id or folder) for masks of whole objects.")] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(help="Features of the map: auto | weight-free | dinov3 | timm:MODEL[@FILE]; default weight-free."),
+    ] = None,
+    quality: Annotated[str | None, typer.Option(help="Pseudo quality: gmsd | lpips | dists | auto; default gmsd.")] = None,
+    sr_cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps SR outputs for the next build; default sr-cache beside --out.")
+    ] = None,
+    no_sr_cache: Annotated[bool, typer.Option("--no-sr-cache", help="Keep no SR outputs.")] = False,
+    engine: Annotated[
+        Literal["processes", "ray"], typer.Option(help="Processes here, or Ray Data on many machines that share --out.")
+    ] = "processes",
+    ray_address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster; default: the one `ray start` names, else one of its own.")
+    ] = None,
+    gpus_per_worker: Annotated[float, typer.Option(help="GPUs each worker of --engine ray reserves; a share is allowed.")] = 0.0,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first photo that cannot be used.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help=f"Also write {PREVIEW_NAME}, a contact sheet.")] = False,
+    explain: Annotated[
+        int | None, typer.Option(help="Build nothing; replay sample INDEX of this build and write a picture of each step.")
+    ] = None,
+    gallery: Annotated[
+        Path | None, typer.Option(help="Build nothing; write a picture of every artefact at three severities.")
+    ] = None,
+    device: Device = "auto",
 ) -> None:
     """Build a region-swapped data set from photos: clean, super-resolved and mixed images with ground-truth degradation maps.
 
     Example: finpercep synth --photos photos/ --out data/fgr --count 2000 --seed 0 --workers 2 --preview
     """
-    from data_synth.build import BuildConfig
-    from data_synth.recipe import RecipeConfig
+    from data_synth.photos import gather
+    from finpercep.cli.sr_models import default_sources, network_factory
+    from finpercep.cli.synth_config import build_config
 
-    sources = gather_photos(photos or [])
-    config = BuildConfig(count=count, seed=seed, recipe=RecipeConfig(crop=crop))
-    run_build(sources, out, config, workers=workers, policy=policy, sr=sr)
+    sources = gather(photos or ["samples"])
+    if gallery:
+        write_gallery(sources, gallery)
+        return
+    if out is None:
+        raise ConfigError("--out is missing: the folder of the data set")
+    flags = {
+        "count": count,
+        "seed": seed,
+        "recipe.crop": crop,
+        "ground_truth.features": features,
+        "quality.metric": quality,
+    }
+    settings = build_config(config, flags, scale=scale)
+    factor = settings.recipe.scale
+    names = [] if no_sr else sr or default_sources(factor)
+    networks = network_factory(names, scale=factor, perturb=not no_perturb, segmenter=segmenter, device=device)
+    cache = None if no_sr_cache else sr_cache or out.absolute().parent / _SR_CACHE_NAME
+    build = plan(sources, out, settings, networks=networks, sr_cache=cache, strict=strict)
+    if explain is not None:
+        write_explanation(build, explain)
+        return
+    run_build(build, _engine(engine, workers, ray_address, gpus_per_worker))
     if preview:
         write_preview(out)
         say(f"contact sheet: {out / PREVIEW_NAME}")
 
 
-def gather_photos(folders: list[Path]) -> list[Photo]:
-    """Photos of all folders, or the packaged samples when there is none; names stay unique across folders."""
-    from dataclasses import replace
+def _engine(name: str, workers: int, ray_address: str | None, gpus_per_worker: float) -> Engine:
+    from data_synth.engines.processes import ProcessEngine
+    from data_synth.engines.ray_data import RayEngine
 
-    from data_synth.photos import find_photos, sample_photos
-
-    if not folders:
-        return sample_photos()
-    if len(folders) == 1:
-        return find_photos(folders[0])
-    return [
-        replace(photo, source_id=f"{number}:{photo.source_id}")
-        for number, folder in enumerate(folders)
-        for photo in find_photos(folder)
-    ]
+    if name == "ray":
+        return RayEngine(workers, ray_address, gpus_per_worker)
+    return ProcessEngine(workers)
 
 
-def run_build(
-    photos: Sequence[Photo], out: Path, config: BuildConfig, *, workers: int = 1, policy: Path | None = None, sr: bool = True
-) -> BuildProgress:
-    """Build (or finish) a data set under a progress bar, name the photos left out, and say what came of it.
+def plan(
+    sources: Sequence[PhotoSource],
+    out: Path,
+    config: BuildConfig,
+    *,
+    networks: NetworkFactory,
+    sr_cache: Path | None = None,
+    strict: bool = False,
+) -> Build:
+    """Look through the photos under a progress bar, name those left out (an error when ``strict``), and plan the build."""
+    from data_synth.build import plan_build
 
-    ``policy`` is the SR model's folder, the packaged one when None; ``sr=False`` leaves SR models out.
-    """
-    from data_synth.build import BuildProgress, build_dataset
-    from data_synth.sr_models import no_models
-
-    factory = _sr_factory(policy) if sr else no_models
-    latest = BuildProgress(0, config.count, 0, ())
-    warned: set[str] = set()
     with progress_bar() as bar:
-        task = bar.add_task("synth", total=config.count, figures="")
-        for latest in build_dataset(photos, out, config, sr_factory=factory, workers=workers):
+        task = bar.add_task("photos", total=sum(len(source.photos) for source in sources), figures="")
+        build = plan_build(
+            sources,
+            out,
+            config,
+            networks=networks,
+            sr_cache=sr_cache,
+            strict=strict,
+            on_scanned=lambda done: bar.update(task, completed=done),
+        )
+    for message in build.scan.left_out:
+        warn(f"photo left out: {message}")
+    for choice in build.choices:
+        say(choice)
+    return build
+
+
+def run_build(build: Build, engine: Engine) -> BuildProgress:
+    """Build (or finish) a data set under a progress bar, and say what came of it."""
+    from data_synth.build import BuildProgress
+
+    total = build.config.count
+    latest = BuildProgress(0, total, 0, ())
+    with progress_bar() as bar:
+        task = bar.add_task("synth", total=total, figures="")
+        for latest in build.run(engine):
             bar.update(task, completed=latest.done)
-            for message in latest.left_out:
-                if message not in warned:
-                    warned.add(message)
-                    warn(f"photo left out: {message}")
     kept = f", {latest.kept} of them from an earlier run" if latest.kept else ""
-    left_out = f"; {len(warned)} photos left out" if warned else ""
-    say(f"{latest.done} samples in {out}{kept}{left_out}")
+    left_out = f"; {len(latest.left_out)} photos left out" if latest.left_out else ""
+    say(f"{latest.done} samples in {build.out}{kept}{left_out}")
     return latest
-
-
-def _sr_factory(policy: Path | None) -> SRFactory:
-    from finpercep.cli.sr_models import diffusion_sr_factory
-
-    if policy is None:
-        from finpercep.sr.packaged import packaged_policy_folder
-
-        policy = packaged_policy_folder()
-    return diffusion_sr_factory(policy)
 
 
 def write_preview(out: Path, rows: int = _PREVIEW_ROWS) -> Path:
@@ -111,3 +176,26 @@ def write_preview(out: Path, rows: int = _PREVIEW_ROWS) -> Path:
     path = out / PREVIEW_NAME
     write_contact_sheet(path, islice(read_split(out, "train"), rows))
     return path
+
+
+def write_explanation(build: Build, index: int) -> Path:
+    """Replay a sample of ``build`` as a picture of each step, beside the data set; print its recipe."""
+    from data_synth.explain import explain_sheet
+
+    recipe, ingredients = build.replay(index)
+    path = build.out / f"explain-{index}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    explain_sheet(recipe, ingredients, build.config.ground_truth).save(path)
+    print(recipe.to_json())
+    say(f"sample {index}, step by step: {path}")
+    return path
+
+
+def write_gallery(sources: Sequence[PhotoSource], path: Path) -> None:
+    """Every artefact on the middle of the first photo."""
+    from data_synth.gallery import artefact_gallery
+
+    pixels = sources[0].photos[0].read()
+    top, left = (max(0, side - _GALLERY_SIDE) // 2 for side in pixels.shape[:2])
+    artefact_gallery(pixels[top : top + _GALLERY_SIDE, left : left + _GALLERY_SIDE]).save(path)
+    say(f"gallery of artefacts: {path}")

@@ -31,6 +31,9 @@ def train_sr(
     batch_size: Annotated[int, typer.Option(help="Crops a step.")] = 8,
     crop: Annotated[int, typer.Option(help="Side of a crop in px, a multiple of 8.")] = 96,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 6e-4,
+    snapshot: Annotated[
+        list[int] | None, typer.Option(help="Keep the model as it is after this step (repeatable); synth breaks images with it.")
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -49,7 +52,7 @@ def train_sr(
     from finpercep.training.metrics_log import append_metrics, keep_metrics
     from finpercep.training.run_config import claim_config
 
-    config = PretrainConfig(steps=steps, batch_size=batch_size, crop=crop, lr=lr, seed=seed)
+    config = PretrainConfig(steps=steps, batch_size=batch_size, crop=crop, lr=lr, seed=seed, snapshots=tuple(snapshot or ()))
     parts = [split_photos(find_photos(folder), validation=0.0, test=HELD_OUT, seed=seed) for folder in data]
     pairs = PhotoPairs(load_photos([p for part in parts for p in part.train], crop), crop, DegradationConfig.light())
     held_out = load_photos([photo for part in parts for photo in part.test], EVALUATION_CROP)

@@ -22,6 +22,9 @@ from finpercep.sr.tiny import TinyDiffusionSR
 from finpercep.training.learning_rate import warmup_cosine
 from finpercep.training.run_state import load_run_state, save_run_state
 
+SNAPSHOTS = "snapshots"
+"""Folder, inside the trained policy's, of policies from early in the training."""
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
@@ -35,6 +38,7 @@ class PretrainConfig:
         ema: decay of the weight average that is kept.
         save_every: steps between run states.
         seed: decides batches and noise.
+        snapshots: steps after which the model is kept as it is then, in ``snapshots/STEP``: an SR model with faults of its own.
     """
 
     steps: int = 4000
@@ -44,6 +48,7 @@ class PretrainConfig:
     ema: float = 0.999
     save_every: int = 200
     seed: int = 0
+    snapshots: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.crop < 8 or self.crop % 8:
@@ -103,6 +108,8 @@ def pretrain(policy: TinyDiffusionSR, draw_pair: DrawPair, config: PretrainConfi
                     "step": step + 1,
                 }
                 save_run_state(state_path, state)
+            if step + 1 in config.snapshots:
+                policy.frozen_copy().save_pretrained(out / SNAPSHOTS / f"{step + 1:05d}", half=True)
             yield PretrainProgress(step + 1, loss.item())
     ema.copy_to(policy.parameters())
     policy.unet.eval()

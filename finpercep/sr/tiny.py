@@ -179,13 +179,16 @@ class TinyDiffusionSR:
         return F.mse_loss(self._velocity(noisy, timesteps, condition), target)
 
     @torch.no_grad()
-    def sample(self, lr: torch.Tensor, generators: Generators) -> torch.Tensor:
-        """SR images N×3×4h×4w in [0, 1] for any LR size (padded to even sides inside)."""
+    def sample(self, lr: torch.Tensor, generators: Generators, *, initial_noise: float = 1.0) -> torch.Tensor:
+        """SR images N×3×4h×4w in [0, 1] for any LR size (padded to even sides inside).
+
+        ``initial_noise`` scales the noise it starts from; 1 is right, anything else a fault (grain, or detail missing).
+        """
         height, width = lr.shape[-2:]
         period = _UNSHUFFLE * _DOWN // self.scale
         padded = F.pad(lr, (0, -width % period, 0, -height % period), mode="replicate")
         condition = self.condition(padded.to(self.device))
-        x = self.initial_state(condition, generators)
+        x = initial_noise * self.initial_state(condition, generators)
         for index in range(self.num_steps):
             x = self.step(x, index, condition, generators)
         return self.decode(x, condition)[..., : height * self.scale, : width * self.scale]

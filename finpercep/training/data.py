@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,17 +71,41 @@ def _planes(row: Row) -> Planes:
     return {**pictures, "mask": row.mask, "map": row.map}
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """A crop, then quarter turns, then perhaps its mirror image: pixels move, none is resampled.
+
+    Attributes:
+        top, left, height, width: the crop, in px of the stored image.
+        turns: quarter turns anticlockwise.
+        flip: left to right, after turning.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    turns: int = 0
+    flip: bool = False
+
+    def apply(self, plane: npt.NDArray[Any], scale: int = 1) -> npt.NDArray[Any]:
+        """The same place of any plane, …×H×W, as a copy. ``scale``: the crop's px to one of the plane's; must divide the crop."""
+        rows = slice(self.top // scale, (self.top + self.height) // scale)
+        columns = slice(self.left // scale, (self.left + self.width) // scale)
+        turned = np.rot90(plane[..., rows, columns], self.turns, axes=(-2, -1))
+        return np.ascontiguousarray(turned[..., ::-1] if self.flip else turned)
+
+
+def draw_augmentation(rng: np.random.Generator, size: tuple[int, int], crop: int, grid: int = 1) -> Augmentation:
+    """Draw a square crop of side ``crop`` from an image of (height, width) ``size``, its corner on multiples of ``grid`` px."""
+    top, left = (grid * int(rng.integers((side - crop) // grid + 1)) for side in size)
+    return Augmentation(top, left, crop, crop, turns=int(rng.integers(4)), flip=bool(rng.integers(2)))
+
+
 def augment(row: Row, rng: np.random.Generator, crop: int) -> Planes:
     """Random crop on the pixel grid, quarter turns and flips, the same for every plane of the sample."""
-    planes = _planes(row)
-    height, width = planes["map"].shape
-    top, left = int(rng.integers(height - crop + 1)), int(rng.integers(width - crop + 1))
-    turns, flip = int(rng.integers(4)), bool(rng.integers(2))
-    out = {}
-    for name, plane in planes.items():
-        turned = np.rot90(plane[..., top : top + crop, left : left + crop], turns, axes=(-2, -1))
-        out[name] = np.ascontiguousarray(turned[..., ::-1] if flip else turned)
-    return out
+    augmentation = draw_augmentation(rng, row.map.shape, crop)
+    return {name: augmentation.apply(plane) for name, plane in _planes(row).items()}
 
 
 def _stack(planes: Sequence[Planes], rows: Sequence[Row]) -> TripletBatch:

@@ -59,7 +59,9 @@ def folder(tmp_path):
         write_shard(tmp_path / path, [make_row(i) for i in indices], {"note": split})
         shards.append(ShardRecord(path, split, len(indices), (tmp_path / path).stat().st_size))
     write_manifest(tmp_path, Manifest(3, {"count": 15}, True, tuple(shards), {"photos": 15}))
-    (tmp_path / "README.md").write_text(dataset_card(shards, {"photos": 15, "left_out": [], "counts": {}}, 3))
+    notes = {"photos": 15, "left_out": [], "near_duplicates": 0, "sources": [], "counts": {}}
+    settings = {"seed": 3, "recipe": {"crop": 48, "degradation": {"scale": 4}}, "ground_truth": {"alpha": 0.5, "features": "none"}}
+    (tmp_path / "README.md").write_text(dataset_card(shards, notes, settings))
     return tmp_path
 
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 
-from data_synth.ground_truth import GroundTruthConfig, GroundTruthError, feature_difference, ground_truth_map, pixel_difference
+from data_synth.ground_truth import (
+    GroundTruthConfig,
+    GroundTruthError,
+    feature_difference,
+    ground_truth_map,
+    pixel_difference,
+    resolve_ground_truth,
+)
 
 CONFIG = GroundTruthConfig()
 WHOLE = np.ones((160, 160), dtype=np.float32)
@@ -38,18 +48,59 @@ def test_exactly_zero_outside_the_mask_though_features_look_further(crop):
     assert degradation[mask == 1].mean() > 0.2
 
 
-def test_window_around_the_mask_changes_nothing(crop):
-    """Only the mask's surroundings are computed; the result is that of the whole image."""
-    mask = np.zeros_like(WHOLE)
-    mask[70:90, 60:100] = 1
-    syn = np.where(mask[..., None] > 0, blurred(crop), crop)
-    whole = ground_truth_map(crop, syn, WHOLE, CONFIG)
-    windowed = ground_truth_map(crop, syn, mask, CONFIG)
-    assert np.allclose(windowed[mask > 0], whole[mask > 0], atol=1e-5)
+@pytest.mark.parametrize("config", [CONFIG, GroundTruthConfig(alpha=1.0, pixel_pooling=2.0), GroundTruthConfig(alpha=0.0)])
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_window_around_the_mask_changes_nothing(china, config, data):
+    """Only the mask's surroundings are computed; the result is that of the whole image, whatever box and size, odd or even."""
+    height, width = data.draw(st.tuples(st.integers(33, 150), st.integers(33, 150)))
+    top, left = data.draw(st.tuples(st.integers(0, height - 1), st.integers(0, width - 1)))
+    bottom, right = data.draw(st.tuples(st.integers(top + 1, height), st.integers(left + 1, width)))
+    gt = china[180 : 180 + height, 200 : 200 + width].astype(np.float32) / 255
+    mask = np.zeros((height, width), dtype=np.float32)
+    mask[top:bottom, left:right] = 0.5
+    syn = blurred(gt)
+    whole = ground_truth_map(gt, syn, np.ones_like(mask), config)
+    assert np.allclose(ground_truth_map(gt, syn, mask, config), np.where(mask > 0, whole, 0), atol=2e-5)
 
 
 def test_empty_mask_gives_zero(crop):
     assert not ground_truth_map(crop, blurred(crop), np.zeros_like(WHOLE), CONFIG).any()
+
+
+@pytest.mark.parametrize("config", [CONFIG, GroundTruthConfig(alpha=0.0), GroundTruthConfig(alpha=1.0)])
+@pytest.mark.parametrize("photo", ["chelsea", "china"])
+def test_map_rises_with_severity(request, photo, config):
+    """Blur and noise in ten steps each: the mean never falls."""
+    gt = request.getfixturevalue(photo)[100:228, 150:278].astype(np.float32) / 255
+    noise = np.random.default_rng(0).standard_normal(gt.shape).astype(np.float32)
+    ladders = (
+        [blurred(gt, sigma) for sigma in np.linspace(0.5, 5, 10)],
+        [np.clip(gt + np.float32(sigma) * noise, 0, 1) for sigma in np.linspace(0.01, 0.3, 10)],
+    )
+    for ladder in ladders:
+        means = [float(ground_truth_map(gt, syn, np.ones((128, 128), dtype=np.float32), config).mean()) for syn in ladder]
+        assert means == sorted(means)
+        assert means[-1] > means[0] + 0.1
+
+
+def test_both_images_are_treated_alike(crop):
+    syn = blurred(crop)
+    assert np.allclose(ground_truth_map(crop, syn, WHOLE, CONFIG), ground_truth_map(syn, crop, WHOLE, CONFIG), atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32), st.floats(0, 1), st.booleans())
+def test_any_images_give_a_map_in_range_and_exactly_zero_outside(seed, alpha, per_image):
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(16, 70, size=2)
+    gt, syn = rng.uniform(size=(2, height, width, 3)).astype(np.float32) * rng.uniform(0, 1, size=(2, 1, 1, 1)).astype(np.float32)
+    mask = np.clip(ndimage.gaussian_filter(rng.standard_normal((height, width)), 3) * 10, 0, 1).astype(np.float32)
+    degradation = ground_truth_map(gt, syn, mask, GroundTruthConfig(alpha=alpha, per_image=per_image))
+    assert degradation.dtype == np.float32
+    assert np.isfinite(degradation).all()
+    assert 0 <= degradation.min() <= degradation.max() <= 1
+    assert not degradation[mask == 0].any()
 
 
 def test_scale_is_fixed_not_per_image(crop):
@@ -106,13 +157,46 @@ def test_saturated_colour_does_not_drown_texture(crop):
     assert loss((0.8, 0.5, 0.2)) == pytest.approx(loss((0.5, 0.5, 0.5)), rel=0.1)
 
 
+def test_gains_scale_their_terms(crop):
+    syn = blurred(crop, 0.6)
+    base = GroundTruthConfig(alpha=0.0, floor=0.0, scale=1.0)
+    once = ground_truth_map(crop, syn, WHOLE, base)
+    assert once.max() < 0.5
+    assert np.allclose(ground_truth_map(crop, syn, WHOLE, dataclasses.replace(base, feature_gain=2.0)), 2 * once, atol=1e-6)
+
+
+def test_settings_survive_json():
+    config = GroundTruthConfig(features="dinov3:base", feature_gain=3.5, feature_scales=(1.0, 2.0))
+    read = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert GroundTruthConfig(**{**read, "feature_scales": tuple(read["feature_scales"])}) == config
+
+
+def test_nothing_is_left_open_once_resolved():
+    resolved = resolve_ground_truth(CONFIG)
+    assert resolved.config == dataclasses.replace(CONFIG, feature_gain=1.0)
+    assert resolve_ground_truth(resolved.config).config == resolved.config
+    assert resolved.features.name == "weight-free"
+
+
 def test_sizes_must_agree(crop):
     with pytest.raises(GroundTruthError, match="one size"):
         ground_truth_map(crop, crop[:80], WHOLE, CONFIG)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"alpha": 1.1}, {"floor": 0.5, "scale": 0.4}, {"feature_constant": 0.0}, {"colour_share": -0.1}, {"floor": -0.1}]
+    "wrong",
+    [
+        {"alpha": 1.1},
+        {"floor": 0.5, "scale": 0.4},
+        {"floor": -0.1},
+        {"feature_constant": 0.0},
+        {"colour_share": -0.1},
+        {"pixel_gain": 0.0},
+        {"feature_gain": float("nan")},
+        {"feature_shifts": 0},
+        {"pixel_pooling": -1.0},
+        {"feature_scales": ()},
+    ],
 )
 def test_settings_are_checked_when_built(wrong):
     with pytest.raises(GroundTruthError, match="got"):

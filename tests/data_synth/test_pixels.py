@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, features
 
 from data_synth.schema.errors import ImageError
-from data_synth.schema.pixels import decode_rgb, encode_png, write_atomically
+from data_synth.schema.pixels import decode_reduced, decode_rgb, encode_png, write_atomically
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
@@ -77,6 +79,69 @@ def test_16_bit_grey_tiff():
     assert decode_rgb(encoded(Image.fromarray(samples), "TIFF"))[0, :, 1].tolist() == [0, 255, 128]
 
 
+def png16(samples: np.ndarray) -> bytes:
+    """16-bit colour PNG (with or without alpha), which Pillow cannot write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", samples.shape[1], samples.shape[0], 16, {3: 2, 4: 6}[samples.shape[2]], 0, 0, 0)
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in samples)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+def test_16_bit_colour_is_at_most_one_step_off():
+    import tifffile
+
+    rgb = np.random.default_rng(0).integers(0, 65536, (9, 7, 3), dtype=np.uint16)
+    rgb[0, :2, 0] = 0, 65535
+    truth = np.rint(rgb / 257.0)
+    opaque = np.concatenate([rgb, np.full((9, 7, 1), 65535, dtype=np.uint16)], axis=2)
+    tiff = io.BytesIO()
+    tifffile.imwrite(tiff, rgb, photometric="rgb")
+    for data in (png16(rgb), png16(opaque), tiff.getvalue()):
+        decoded = decode_rgb(data)
+        assert np.abs(decoded - truth).max() <= 1
+        assert decoded[0, :2, 0].tolist() == [0, 255]
+
+
+def test_separate_colour_planes():
+    """8-bit ones are read; 16-bit ones, which Pillow misreads silently, are refused."""
+    import tifffile
+
+    for dtype in (np.uint8, np.uint16):
+        tiff = io.BytesIO()
+        planes = PICTURE.transpose(2, 0, 1).astype(dtype)
+        tifffile.imwrite(tiff, planes, photometric="rgb", planarconfig="separate")
+        if dtype is np.uint8:
+            assert np.array_equal(decode_rgb(tiff.getvalue()), PICTURE)
+        else:
+            with pytest.raises(ImageError, match=r"my\.tif: 16-bit TIFF with separate colour planes"):
+                decode_rgb(tiff.getvalue(), name="my.tif")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow is built without AVIF")
+def test_avif_is_upright_and_composited():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    smooth = np.linspace(0, 255, 64 * 32, dtype=np.uint8).reshape(64, 32)
+    stored = np.stack([smooth, smooth[::-1], np.full_like(smooth, 90)], axis=-1)
+    decoded = decode_rgb(encoded(Image.fromarray(stored), "AVIF", quality=100, exif=exif))
+    assert np.abs(decoded.astype(int) - np.rot90(stored, -1)).max() <= 6
+    clear = decode_rgb(encoded(Image.new("RGBA", (16, 16), (10, 20, 30, 0)), "AVIF", quality=100))
+    assert clear.min() >= 253
+
+
+def test_palette_with_an_alpha_table():
+    """A PNG palette with one alpha value an entry."""
+    picture = Image.new("P", (3, 1))
+    picture.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
+    picture.putdata([0, 1, 2])
+    decoded = decode_rgb(encoded(picture, transparency=bytes([255, 0, 128])))
+    assert decoded[0, :2].tolist() == [[200, 0, 0], [255, 255, 255]]
+    assert np.abs(decoded[0, 2].astype(int) - [127, 127, 227]).max() <= 1
+
+
 def test_8_bit_grey_becomes_rgb():
     grey = PICTURE[..., 0]
     assert np.array_equal(decode_rgb(encode_png(grey)), np.repeat(grey[..., None], 3, axis=2))
@@ -116,14 +181,55 @@ def test_damaged_files_are_named(tmp_path):
         decode_rgb(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+def test_damage_of_any_kind_is_an_image_error(kind):
+    """Bytes cut off or overwritten: a picture or an `ImageError`, no other error, no warning."""
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow is built without AVIF")
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    whole = encoded(Image.fromarray(PICTURE), kind, exif=exif)
+    failures = 0
+    for attempt in range(150):
+        data = bytearray(whole)
+        if attempt % 3 == 0:
+            data = data[: rng.integers(len(data))]
+        else:
+            for place in rng.integers(0, min(len(data), 300), 3):
+                data[place] = rng.integers(256)
+        try:
+            assert decode_rgb(bytes(data)).dtype == np.uint8
+        except ImageError as error:
+            failures += str(len(data)) in str(error)
+    assert failures > 20
+
+
+def test_reduced_pictures_are_the_whole_ones_made_small(china):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for kind, options in (("PNG", {}), ("JPEG", {"quality": 95}), ("WEBP", {"lossless": True}), ("JPEG", {"exif": turned})):
+        data = encoded(Image.fromarray(china), kind, **options)
+        reduced, size = decode_reduced(data, 160)
+        assert size == china.shape[:2]
+        whole = Image.fromarray(decode_rgb(data))
+        assert max(reduced.shape) == 160
+        expected = np.asarray(whole.resize(reduced.shape[1::-1], Image.Resampling.BOX)).astype(int)
+        assert np.abs(reduced - expected).mean() < 2
+    untouched, _ = decode_reduced(encode_png(PICTURE), 160)
+    assert np.array_equal(untouched, PICTURE)
+    with pytest.raises(ImageError, match="cut: damaged"):
+        decode_reduced(encoded(Image.fromarray(china), "JPEG")[:5000], 160, name="cut")
+
+
 def test_huge_pictures_are_refused_before_decoding():
     with pytest.raises(ImageError, match="at most 100 pixels, got 20x12"):
         decode_rgb(encode_png(PICTURE), max_pixels=100)
 
 
 def test_floating_point_pictures_are_refused():
-    with pytest.raises(ImageError, match="no defined range"):
-        decode_rgb(encoded(Image.fromarray(np.zeros((4, 4), dtype=np.float32)), "TIFF"))
+    with pytest.raises(ImageError, match=r"my\.tif: .*no defined range"):
+        decode_rgb(encoded(Image.fromarray(np.zeros((4, 4), dtype=np.float32)), "TIFF"), name="my.tif")
 
 
 def test_write_atomically_replaces_and_leaves_nothing_beside(tmp_path):

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from data_synth.build import BuildConfig, build_dataset
-from data_synth.photos import sample_photos
+from data_synth.build import build_dataset
+from data_synth.photos import photo_source
+from data_synth.plan import BuildConfig
 from data_synth.recipe import RecipeConfig
 from finpercep.cli import app
 from finpercep.cli.console import fail
@@ -20,7 +21,7 @@ from finpercep.cli.server_process import ServerProcess
 from finpercep.errors import ConfigError
 from tests.fakes import photo
 
-COMMANDS = ["demo", "synth", "train-sr", "train-rm", "eval-rm", "score", "serve", "finetune", "upscale", "report"]
+COMMANDS = ["demo", "synth", "train-sr", "train-zoo", "train-rm", "eval-rm", "score", "serve", "finetune", "upscale", "report"]
 
 
 def finpercep(*arguments, cwd=None):
@@ -98,7 +99,7 @@ def test_finetune_resumes_against_the_same_reward_and_refuses_another(tmp_path, 
 
 def test_a_dataset_is_training_data_and_its_contact_sheet_is_not(tmp_path):
     config = BuildConfig(count=12, shard_size=6, validation=0.2, test=0.2, recipe=RecipeConfig(crop=64))
-    list(build_dataset(sample_photos(), tmp_path, config))
+    list(build_dataset([photo_source("samples")], tmp_path, config))
     Image.fromarray(photo(256, 256)).save(tmp_path / "preview.png")
     photos = training_photos(tmp_path, 64)
     assert len(photos) == 8 and all(pixels.shape == (64, 64, 3) for pixels in photos)

@@ -11,7 +11,7 @@ import torch
 from data_synth.artefacts import apply_artefact, artefact_of_severity
 from data_synth.degradations import DegradationConfig
 from data_synth.photos import sample_photos
-from data_synth.recipe import swap_region
+from data_synth.sample import swap_region
 from finpercep.cli.photo_pairs import PhotoPairs
 from finpercep.predictor import load_predictors, packaged_model_folder
 from finpercep.sr.packaged import load_policy, packaged_policy_folder

@@ -1,0 +1,10 @@
+"""What a codec leaves."""
+
+from __future__ import annotations
+
+from data_synth.degradations import FloatImage, jpeg_round_trip
+
+
+def blocking(image: FloatImage, *, quality: int) -> FloatImage:
+    """Blocks of 8 px and mosquito noise: JPEG traces of the input that SR keeps or sharpens. JPEG round trip of ``quality``."""
+    return jpeg_round_trip(image, quality)
