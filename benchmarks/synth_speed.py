@@ -114,7 +114,7 @@ def throughput(photos: list[str], folder: Path, samples: int) -> dict[str, float
     build = plan(photos, folder / "two", samples, 256)
     started = time.perf_counter()
     marks = [(time.perf_counter(), step.done) for step in build.run(ProcessEngine(2))]
-    (first, done_then), (last, done) = marks[2], marks[-1]
+    (first, done_then), (last, done) = marks[min(2, len(marks) - 2)], marks[-1]
     return {
         "samples_a_second": samples / (time.perf_counter() - started),
         "samples_a_second_after_start": (done - done_then) / (last - first),
@@ -139,7 +139,7 @@ def resident_mib() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", action="append", help="folder of photos; default: the packaged samples")
-    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--samples", type=int, default=256, help="at least 64")
     parser.add_argument("--memory-samples", type=int, default=5000)
     arguments = parser.parse_args()
     photos = arguments.photos or ["samples"]

@@ -15,7 +15,6 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from data_synth.degradations import FloatImage
 from data_synth.effects import (
     colour,
     compression,
@@ -28,6 +27,7 @@ from data_synth.effects import (
     sharpening,
     smoothing,
 )
+from data_synth.images import FloatImage
 
 ArtefactKind = Literal[
     "painterly",

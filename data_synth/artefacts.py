@@ -23,7 +23,7 @@ from data_synth.artefact_kinds import (
     family_of,
     parameters_of,
 )
-from data_synth.degradations import FloatImage
+from data_synth.images import FloatImage
 
 __all__ = [
     "ARTEFACT_KINDS",
@@ -60,7 +60,7 @@ def sample_artefact(
     rng: np.random.Generator,
     *,
     kinds: Sequence[ArtefactKind] = ARTEFACT_KINDS,
-    severity: tuple[float, float] = (0.15, 1.0),
+    severity: tuple[float, float] = (0.1, 1.0),
 ) -> Artefact:
     """Draw an artefact: kind uniform over ``kinds``, severity uniform in its range."""
     kind = kinds[int(rng.integers(len(kinds)))]

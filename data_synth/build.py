@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from data_synth.schema.pixels import write_atomically
 from data_synth.shards import NetworkFactory, Networks, ShardJob, ShardMaker
 from data_synth.sr_cache import SRCache
 
-SCAN_NAME = "photos.json"
+SCAN_NAME = ".photo-scan.json"
 """What the photos were found to be, kept beside the data so that resuming need not read them all again."""
 
 
@@ -116,8 +117,9 @@ class Build:
         """Sample ``index`` as it is drawn, and what it is made from. Writes nothing.
 
         Raises:
-            BuildError: no sample has this index.
+            BuildError: no sample has this index, or ``out`` holds a data set of another configuration.
         """
+        _refuse_other(self.out, self.identity)
         for job in self.jobs:
             for position, assignment in enumerate(job.samples):
                 if assignment.index == index:
@@ -205,9 +207,19 @@ def plan_build(
     photos = [photo for source in sources for photo in source.photos]
     truth, quality = resolve_ground_truth(config.ground_truth), resolve_quality(config.quality)
     config = replace(config, ground_truth=truth.config, quality=replace(config.quality, metric=quality.metric))
-    scan = scan_photos(photos, min_side=config.recipe.crop, cache_file=out / SCAN_NAME, on_scanned=on_scanned, strict=strict)
     loaded = LoadedNetworks(networks)
-    identity = build_identity(scan, config, loaded(), {"features": truth.features.version, "quality": quality.version})
+    loaded()  # what cannot be loaded shows before all photos are looked through
+    scan = scan_photos(
+        photos,
+        min_side=config.recipe.crop,
+        workers=os.cpu_count() or 1,
+        cache_file=out / SCAN_NAME,
+        on_scanned=on_scanned,
+        strict=strict,
+    )
+    split = divide_photos(scan, config)
+    versions = {"features": truth.features.version, "quality": quality.version}
+    identity = build_identity(scan, split, config, loaded(), versions)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     maker = ShardMaker(
         out=out.absolute(),
@@ -219,7 +231,6 @@ def plan_build(
         quality=config.quality,
         sr_cache=SRCache(sr_cache.absolute()) if sr_cache else None,
     )
-    split = divide_photos(scan, config)
     choices = (f"map features: {truth.features.reason}", f"pseudo quality: {quality.reason}")
     return Build(out, config, choices, tuple(sources), scan, split, loaded, plan_shards(split, config), maker, identity)
 
@@ -228,25 +239,34 @@ def plan_build(
 
 
 def _earlier_build(out: Path) -> Manifest | None:
-    """The manifest an earlier build left in ``out``; None for an empty folder. Refuses a folder that holds something else."""
+    """The manifest an earlier build left in ``out``; None for an empty or new folder. Refuses a folder with anything else."""
     if (out / MANIFEST_NAME).exists():
         try:
             return read_manifest(out)
         except SchemaError as error:
             raise BuildError(f"{error}; choose another --out or delete the folder") from error
-    if (out / "data").exists():
-        raise BuildError(f"{out}: has a data folder but no {MANIFEST_NAME}; choose an empty folder")
+    if out.exists() and not out.is_dir():
+        raise BuildError(f"{out}: must be a folder, got a file; choose another --out")
+    others = sorted(path.name for path in out.glob("*") if not path.name.startswith("."))
+    if others:
+        raise BuildError(f"{out}: must be an empty or new folder, or a data set to finish, got one with {others[0]}")
     return None
 
 
-def _claim(out: Path, seed: int, identity: dict[str, Any]) -> None:
-    """Take an empty folder, or one that an equal build left; refuse any other."""
+def _refuse_other(out: Path, identity: dict[str, Any]) -> None:
     earlier = _earlier_build(out)
-    if earlier is None:
-        write_manifest(out, Manifest(seed, identity, False, (), {}))
-    elif earlier.config != identity:
+    if earlier and earlier.config != identity:
         difference = ", ".join(_differences(earlier.config, identity))
         raise BuildError(f"{out} holds a data set built otherwise ({difference}); choose another --out, or the same settings")
+
+
+def _claim(out: Path, seed: int, identity: dict[str, Any]) -> None:
+    """Take an empty folder, one that an equal build left, or one where no shard was ever finished; refuse any other."""
+    earlier = _earlier_build(out)
+    if earlier and (earlier.complete or any(out.glob("data/*.parquet"))):
+        _refuse_other(out, identity)
+    else:
+        write_manifest(out, Manifest(seed, identity, False, (), {}))
 
 
 def _differences(earlier: object, now: object, name: str = "") -> list[str]:

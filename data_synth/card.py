@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from data_synth.ground_truth import Field
 from data_synth.recipe import Recipe
 from data_synth.schema.dataset import COLUMNS
 from data_synth.schema.manifest import CONTRACT_VERSION, SPLITS, ShardRecord
@@ -15,11 +16,24 @@ from data_synth.schema.manifest import CONTRACT_VERSION, SPLITS, ShardRecord
 _AREA_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
-def recipe_counts(recipes: Iterable[Recipe]) -> dict[str, dict[str, int]]:
+def sample_counts(recipes: Iterable[Recipe], maps: Iterable[Field]) -> dict[str, dict[str, int]]:
     """How often each origin, family, SR model, artefact, severity, … occurs. Plain JSON; sums with `add_counts`."""
-    names = ("origin", "family", "model", "artefact", "severity", "back-projected", "mask shape", "mask area", "feathered")
+    names = (
+        "swapped region",
+        "origin",
+        "family",
+        "model",
+        "artefact",
+        "severity",
+        "back-projected",
+        "mask shape",
+        "mask area",
+        "feathered",
+    )
     counters = {name: Counter[str]() for name in names}
-    for recipe in recipes:
+    for recipe, degradation in zip(recipes, maps, strict=True):
+        seen = "clean" if recipe.kind == "clean" else "visibly degraded" if degradation.any() else "no visible difference"
+        counters["swapped region"][seen] += 1
         counters["origin"][recipe.origin] += 1
         counters["family"].update(recipe.families)
         counters["back-projected"]["yes" if recipe.back_projection else "no"] += 1
@@ -37,7 +51,7 @@ def recipe_counts(recipes: Iterable[Recipe]) -> dict[str, dict[str, int]]:
 
 
 def add_counts(parts: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
-    """Sum of several `recipe_counts`."""
+    """Sum of several `sample_counts`."""
     total: dict[str, Counter[str]] = {}
     for part in parts:
         for name, counts in part.items():
@@ -83,7 +97,7 @@ def _body(shards: Sequence[ShardRecord], notes: Mapping[str, Any], config: Mappi
         f"settings. {recipe['crop']} px, x{recipe['degradation']['scale']}. Part of each clean photo (`gt`) was replaced by a",
         "super-resolved or artificially broken version (`sr`) under a mask; `syn` is the result, `map` says where and how badly",
         f"it differs (16-bit grey, 65535 = fully degraded), measured with α = {truth['alpha']} and {truth['features']} features.",
-        "No photo, nor a near-duplicate of one, stands in two splits.",
+        "No photo stands in two splits; near-duplicates that were recognised stay together.",
         "",
         *_table("split", {split: sum(shard.rows for shard in shards if shard.split == split) for split in SPLITS}, "samples"),
         "",

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from data_synth.artefacts import ARTEFACT_KINDS, ArtefactKind, apply_artefact, artefact_of_severity, family_of
+from data_synth.images import to_8bit, to_float
 from data_synth.schema.pixels import RGB8
 
 _GAP = 4
@@ -36,8 +37,8 @@ def artefact_gallery(
     if not kinds or not severities:
         raise ValueError(f"a gallery needs at least one kind and one severity, got {list(kinds)} and {list(severities)}")
     height, width = photo.shape[:2]
-    pixels = photo.astype(np.float32) / np.float32(255)
-    lender = None if donor is None else donor.astype(np.float32) / np.float32(255)
+    pixels = to_float(photo)
+    lender = None if donor is None else to_float(donor)
     cell_width, cell_height = width + _GAP, height + _CAPTION + _GAP
     sheet = Image.new("RGB", ((1 + len(severities)) * cell_width, len(kinds) * cell_height), "white")
     draw = ImageDraw.Draw(sheet)
@@ -47,7 +48,7 @@ def artefact_gallery(
         sheet.paste(Image.fromarray(photo), (0, top + _CAPTION))
         for column, severity in enumerate(severities, start=1):
             artefact = artefact_of_severity(np.random.default_rng(seed), kind, severity)
-            broken = np.rint(apply_artefact(artefact, pixels, lender) * 255).astype(np.uint8)
+            broken = to_8bit(apply_artefact(artefact, pixels, lender))
             draw.text((column * cell_width, top), f"severity {severity:.2f}", fill="black")
             sheet.paste(Image.fromarray(broken), (column * cell_width, top + _CAPTION))
     return sheet

@@ -12,13 +12,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from data_synth.features.protocol import FeatureDifference, GroundTruthError
 from data_synth.features.resolve import WEIGHT_FREE, ResolvedFeatures, default_gain, load_features, resolve_features
 from data_synth.features.weight_free import WeightFreeFeatures, blur
-from data_synth.images import FloatImage
+from data_synth.images import Field, FloatImage
 
 __all__ = [
     "Field",
@@ -30,9 +29,6 @@ __all__ = [
     "pixel_difference",
     "resolve_ground_truth",
 ]
-
-Field = npt.NDArray[np.float32]
-"""H×W float32."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 from data_synth.ground_truth import GroundTruthConfig
@@ -17,6 +18,11 @@ from data_synth.schema.errors import FinpercepError
 from data_synth.schema.manifest import CONTRACT_VERSION, SPLITS, Split, shard_path
 from data_synth.shards import Assignment, Networks, ShardJob
 from data_synth.sr_models.protocol import SRModelError
+
+GENERATOR_VERSION = 1
+"""Raise it when the same recipe gives other pixels: a build that another version began cannot be finished then."""
+_LIBRARIES = ("numpy", "scipy", "torch", "pillow", "scikit-image")
+"""Libraries whose versions may decide a last bit."""
 
 
 class BuildError(FinpercepError):
@@ -100,7 +106,9 @@ def _assign(photos: Sequence[Photo], indices: range, photo_run: int) -> tuple[As
     return tuple(samples)
 
 
-def build_identity(scan: PhotoScan, config: BuildConfig, networks: Networks, versions: Mapping[str, str]) -> dict[str, Any]:
+def build_identity(
+    scan: PhotoScan, split: PhotoSplit, config: BuildConfig, networks: Networks, versions: Mapping[str, str]
+) -> dict[str, Any]:
     """Everything that decides the bytes, as plain JSON; ``versions`` are those of what the configuration only names.
 
     Raises:
@@ -110,15 +118,17 @@ def build_identity(scan: PhotoScan, config: BuildConfig, networks: Networks, ver
     for name, model in networks.models.items():
         if model.scale != scale:
             raise SRModelError(f"SR model {name} is x{model.scale}, the data set is x{scale}; leave it out or change the scale")
-    names = "\n".join(sorted(photo.source_id for photo in scan.usable))
+    contents = dict(zip((photo.source_id for photo in scan.usable), scan.contents, strict=True))
+    parts = {name: sorted(photo.source_id for photo in getattr(split, name)) for name in SPLITS}
+    photos = "\n".join(f"{name} {source_id} {contents[source_id]}" for name, ids in parts.items() for source_id in ids)
     segmenter = networks.segmenter
     record = {
         "contract_version": CONTRACT_VERSION,
         **dataclasses.asdict(config),
-        "photos": {"count": len(scan.usable), "digest": hashlib.sha256(names.encode()).hexdigest()[:16]},
+        "photos": {"count": len(scan.usable), "digest": hashlib.sha256(photos.encode()).hexdigest()[:16]},
         "sr_models": {name: model.version for name, model in sorted(networks.models.items())},
         "segmenter": {"name": segmenter.name, "version": segmenter.version} if segmenter else None,
-        "versions": dict(versions),
+        "versions": {**versions, "generator": GENERATOR_VERSION, **{name: version(name) for name in _LIBRARIES}},
     }
     identity: dict[str, Any] = json.loads(json.dumps(record))
     truth = identity["ground_truth"]

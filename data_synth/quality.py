@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from data_synth.library_errors import first_line
 from data_synth.schema.errors import FinpercepError
 from data_synth.schema.pixels import RGB8
 
@@ -156,8 +157,8 @@ def _metric(metric: Metric) -> Any:
         except Exception as error:  # downloads and damaged files raise many unrelated types
             files = " and ".join(_WEIGHT_FILES.get(metric, ()))
             raise QualityError(
-                f"the weights of {metric} could not be had ({error}); go online once, put {files} into torch's hub folder, "
-                "or choose metric gmsd"
+                f"the weights of {metric} could not be had ({first_line(error)}); go online once, put {files} into torch's "
+                "hub folder, or choose metric gmsd"
             ) from error
 
 

@@ -42,10 +42,10 @@ class OriginMix:
         artefact: any other procedural artefact.
     """
 
-    model: float = 0.3
+    model: float = 0.35
     perturbed: float = 0.2
     hallucination: float = 0.2
-    artefact: float = 0.3
+    artefact: float = 0.25
 
     def __post_init__(self) -> None:
         weights = asdict(self)
@@ -102,6 +102,8 @@ class RecipeConfig:
             raise RecipeError(f"back_projection_iterations must be a range from 1 up, got {self.back_projection_iterations}")
         if self.degradation.scale != self.light.scale:
             raise RecipeError(f"both degradations need one scale, got {self.degradation.scale} and {self.light.scale}")
+        if self.mask.area[0] * self.crop**2 < 1:
+            raise RecipeError(f"the smallest mask must cover a pixel of {self.crop}x{self.crop}, got area {self.mask.area[0]}")
         if self.crop % self.scale:
             raise RecipeError(f"crop must be a multiple of the scale x{self.scale}, got {self.crop}")
 
@@ -171,7 +173,7 @@ class Recipe:
             return "clean"
         if self.model:
             return "perturbed" if self.model.family in PERTURBED_FAMILIES else "model"
-        return "hallucination" if "hallucination" in self.families else "artefact"
+        return "hallucination" if self.artefacts and family_of(self.artefacts[0].kind) == "hallucination" else "artefact"
 
     @property
     def families(self) -> frozenset[str]:
@@ -227,7 +229,7 @@ def sample_recipe(
     Raises:
         RecipeError: the photo is smaller than the crop.
     """
-    streams = rng.spawn(6)
+    streams = rng.spawn(7)
     crop = _sample_crop(streams[0], photo, config.crop)
     is_light = streams[1].uniform() < config.light_share
     degradation = sample_degradation(streams[1], config.light if is_light else config.degradation)
@@ -242,7 +244,7 @@ def sample_recipe(
         model=model,
         artefacts=artefacts,
         donor=_sample_donor(streams[4], config, artefacts, find_donor),
-        back_projection=_sample_back_projection(streams[4], config),
+        back_projection=_sample_back_projection(streams[6], config),
         mask=sample_mask(streams[5], config.mask, has_segments=has_segments),
     )
 

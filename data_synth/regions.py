@@ -16,10 +16,10 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from data_synth.draws import DrawError, between, check_probability, check_range, choose, integer_between
-from data_synth.images import FloatImage
+from data_synth.images import Field, FloatImage
 from data_synth.schema.errors import FinpercepError
 from data_synth.segments import Labels, Segments, graph_segments, superpixels
-from data_synth.shapes import DRAWN_SHAPES, Field, Inside, largest, mixed_potential, shape_potential
+from data_synth.shapes import DRAWN_SHAPES, Inside, largest, mixed_potential, shape_potential
 
 Shape = Literal["blob", "polygon", "ellipse", "box", "stroke", "mixed", "superpixels", "graph_segments", "segments"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)

@@ -15,7 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from data_synth.device import resolve_device
 from data_synth.images import FloatImage
+from data_synth.library_errors import first_line
 from data_synth.schema.errors import FinpercepError
 from data_synth.schema.pixels import RGB8
 
@@ -103,18 +105,15 @@ class SamSegmenter:
 
     @cached_property
     def _pipeline(self) -> Any:
-        from data_synth.sr_models.device import sr_device
-
         try:
             from transformers import pipeline
 
-            return pipeline("mask-generation", model=self.model, device=sr_device(self.device))
+            return pipeline("mask-generation", model=self.model, device=resolve_device(self.device))
         except ImportError as error:
             raise SegmenterError("segmentation models need transformers: pip install 'finpercep[train]'") from error
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise SegmenterError(
-                f"segmenter {self.model}: no SAM checkpoint could be loaded ({reason}); check the name or path, "
+                f"segmenter {self.model}: no SAM checkpoint could be loaded ({first_line(error)}); check the name or path, "
                 "or download it where there is a network"
             ) from error
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-Field = npt.NDArray[np.float32]
-"""H×W float32."""
+from data_synth.images import Field
+
 Inside = npt.NDArray[np.bool_]
 """H×W bool."""
 Potential = npt.NDArray[np.floating[Any]]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from data_synth.card import recipe_counts
+from data_synth.card import sample_counts
 from data_synth.ground_truth import GroundTruthConfig
 from data_synth.photos import Photo
 from data_synth.quality import QualityConfig, pseudo_quality
@@ -27,7 +27,7 @@ from data_synth.segments import Segmenter
 from data_synth.sr_cache import SRCache, cached_super_resolve
 from data_synth.sr_models.protocol import SRModel
 
-_PHOTOS_IN_MEMORY = 8
+_PHOTOS_IN_MEMORY = 4
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class ShardMaker:
         rows = shard_rows(job, recipes, samples, quality_sr, quality_syn)
         metadata = {
             "build": self.digest,
-            "counts": recipe_counts(recipes),
+            "counts": sample_counts(recipes, [sample.map for sample in samples]),
             "photos": sorted({recipe.source_id for recipe in recipes}),
         }
         write_shard(self.out / job.path, rows, metadata)

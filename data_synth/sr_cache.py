@@ -20,16 +20,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data_synth.schema.errors import FinpercepError
 from data_synth.schema.pixels import RGB8, write_atomically
 from data_synth.sr_models.protocol import SRCall, SRModel, check_output
 
 _FORMAT = 1
 """Part of every key: raise it when what a key stands for changes."""
-
-
-class SRCacheError(FinpercepError):
-    """An entry that cannot be written."""
 
 
 def batch_key(model: SRModel, lr: RGB8, calls: Sequence[SRCall]) -> str:
@@ -76,23 +71,13 @@ class SRCache:
             return None  # absent, or damaged in any of the ways in which the two formats' readers say so
 
     def put(self, key: str, batch: RGB8) -> None:
-        """Keep a batch, uint8 N×H×W×3 RGB with N ≥ 1, in place of any that is there.
-
-        Raises:
-            SRCacheError: the disk is full, or the folder cannot be written to.
-        """
+        """Keep a batch, uint8 N×H×W×3 RGB with N ≥ 1, in place of any that is there. Raises `StorageError`."""
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
             for number, picture in enumerate(batch):
                 archive.writestr(zipfile.ZipInfo(f"{number:04d}.webp"), _encode(picture))  # no time stamp: equal bytes
             archive.comment = str(len(batch)).encode()  # the archive's own list of files has no checksum
-        try:
-            write_atomically(self._path(key), buffer.getvalue())
-        except OSError as error:
-            raise SRCacheError(
-                f"SR cache {self.folder}: must be a writable folder with room, got: {error.strerror or error}; "
-                "make room, or choose another folder or none"
-            ) from error
+        write_atomically(self._path(key), buffer.getvalue())
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.zip"
@@ -112,7 +97,7 @@ def cached_super_resolve(cache: SRCache | None, model: SRModel, lr: RGB8, calls:
 
     Raises:
         SRModelError: the model broke its protocol; nothing is kept then.
-        SRCacheError: see `SRCache.put`.
+        StorageError: the disk is full, or the cache's folder cannot be written to.
     """
     expected = (len(lr), lr.shape[1] * model.scale, lr.shape[2] * model.scale, 3)
     key = batch_key(model, lr, calls)

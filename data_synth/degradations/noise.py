@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data_synth.draws import DrawError, Range, between, check_probability, check_range
-from data_synth.images import FloatImage, to_8bit
+from data_synth.images import FloatImage, luma, to_8bit
 
 NoiseKind = Literal["gaussian", "poisson"]
-LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601 weights of R, G, B."""
 
 
@@ -99,7 +98,7 @@ def add_noise(image: FloatImage, noise: Noise) -> FloatImage:
 
 
 def _poisson_pattern(rng: np.random.Generator, image: FloatImage, noise: Noise) -> npt.NDArray[np.float32]:
-    signal = (image * np.array(LUMA, dtype=np.float32)).sum(axis=2, keepdims=True) if noise.is_grey else image
+    signal = luma(image)[..., None] if noise.is_grey else image
     # 8-bit levels: the counts, drawn by rejection, then cannot hang on the last bit of a float.
     level = to_8bit(signal) / 255.0
     return (rng.poisson(level * noise.peak) / noise.peak - level).astype(np.float32)

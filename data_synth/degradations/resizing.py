@@ -1,15 +1,18 @@
 """Resizing as a degradation: up, down or not at all, by one of several interpolations, anti-aliased or not.
 
 Probabilities and ranges are Real-ESRGAN's (Wang et al. 2021, arXiv 2107.10833, §3.1, and its published option values), and so is
-that bilinear and bicubic reductions alias; the floor under the size is this project's (`ResizeConfig.floor`).
+that bilinear and bicubic reductions alias; the floor under the size is this project's (`ResizeConfig.floor`). Area is not theirs:
+PyTorch's pools whole pixels in windows rounded outwards, which moves content by up to half an LR px where ratios are not whole.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
@@ -110,11 +113,43 @@ def resized_size(hr_size: tuple[int, int], factor: float) -> tuple[int, int]:
 def resize_image(image: FloatImage, size: tuple[int, int], interpolation: Interpolation, *, antialias: bool = True) -> FloatImage:
     """Resize H×W×3 float32 to ``size`` (height, width). Returns float32, not clipped for bicubic overshoot.
 
-    Area averages each output pixel's share of the input; ``antialias`` makes the others do so when they reduce.
+    Area weighs each input pixel by its overlap with the output pixel, parts of pixels included, so it moves nothing at any ratio;
+    enlarging, it copies pixels and blends two where an output pixel lies across their border. ``antialias`` makes the others
+    average when they reduce.
     """
-    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
     if interpolation == "area":
-        resized = F.interpolate(tensor, size, mode="area")
-    else:
-        resized = F.interpolate(tensor, size, mode=interpolation, antialias=antialias, align_corners=False)
+        return _average_rows(_average_rows(image, size[0]).swapaxes(0, 1), size[1]).swapaxes(0, 1).copy()
+    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    resized = F.interpolate(tensor, size, mode=interpolation, antialias=antialias, align_corners=False)
     return resized[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def _average_rows(image: FloatImage, count: int) -> FloatImage:
+    """``image`` with ``count`` rows, each the mean of the input rows under it. Sums, not a matrix product: see `images.luma`."""
+    overlaps = _overlaps(len(image), count)
+    total = np.zeros((count, *image.shape[1:]), dtype=np.float32)
+    for rows, weights in zip(overlaps.rows, overlaps.weights, strict=True):
+        total += weights[:, None, None] * image[rows]
+    return total
+
+
+@dataclass(frozen=True)
+class _Overlaps:
+    """Non-zero weights of the matrix that averages input pixels to output pixels along one axis, K×out each.
+
+    ``rows[k, i]`` is the k-th input pixel under output pixel i, ``weights[k, i]`` (float32) its share; a column sums to 1.
+    """
+
+    rows: npt.NDArray[np.intp]
+    weights: npt.NDArray[np.float32]
+
+
+@lru_cache(maxsize=256)
+def _overlaps(before: int, after: int) -> _Overlaps:
+    # in units in which an input pixel is `after` long and an output pixel `before`: all borders are whole numbers
+    starts = np.arange(after) * before
+    rows = starts // after + np.arange(-(-before // after) + 1)[:, None]
+    shares = np.minimum((rows + 1) * after, starts + before) - np.maximum(rows * after, starts)
+    weights = np.clip(shares, 0, None) / before
+    used = weights.any(axis=1)
+    return _Overlaps(np.minimum(rows, before - 1)[used], weights[used].astype(np.float32))

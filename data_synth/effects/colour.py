@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from data_synth.degradations import FloatImage
-from data_synth.effects.fields import LUMA, brightness, displace, displacement_field, noise_field, smooth_coarsely
+from data_synth.effects.fields import displace, displacement_field, noise_field, smooth_coarsely
+from data_synth.images import LUMA, FloatImage, luma
 
 
 def colour_drift(image: FloatImage, *, seed: int, hue: float, size: float, amplitude: float) -> FloatImage:
@@ -17,11 +17,13 @@ def colour_drift(image: FloatImage, *, seed: int, hue: float, size: float, ampli
     """
     rng = np.random.default_rng(seed)
     axes = np.array([[1, -1, 0], [1, 1, -2]], dtype=np.float64)
-    axes -= axes @ LUMA[:, None]  # luma weights sum to 1, so this leaves no luma in either axis
+    axes -= (axes * LUMA).sum(axis=1, keepdims=True)  # luma weights sum to 1, so this leaves no luma in either axis
     axes /= np.linalg.norm(axes, axis=1, keepdims=True)
     weights = np.array([math.cos(hue), math.sin(hue)])
     local = np.stack([noise_field(rng, image.shape[:2], size) for _ in range(2)], axis=-1)
-    return image + np.float32(amplitude) * ((0.7 * weights + 0.5 * local) @ axes).astype(np.float32)
+    along = 0.7 * weights + 0.5 * local
+    tint = along[..., :1] * axes[0] + along[..., 1:] * axes[1]  # no matrix product, see `luma`
+    return image + np.float32(amplitude) * tint.astype(np.float32)
 
 
 def colour_bleeding(image: FloatImage, *, seed: int, gain: float, correlation: float, sigma: float) -> FloatImage:
@@ -31,7 +33,7 @@ def colour_bleeding(image: FloatImage, *, seed: int, gain: float, correlation: f
     by ``gain``.
     """
     rng = np.random.default_rng(seed)
-    luma = brightness(image)[..., None]
-    chroma = smooth_coarsely(image - luma, sigma)
+    grey = luma(image)[..., None]
+    chroma = smooth_coarsely(image - grey, sigma)
     shift = displacement_field(rng, image.shape[:2], correlation, 0.7 * sigma)
-    return luma + np.float32(gain) * displace(chroma, shift)
+    return grey + np.float32(gain) * displace(chroma, shift)

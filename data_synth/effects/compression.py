@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from data_synth.degradations import FloatImage, jpeg_round_trip
+from data_synth.degradations import jpeg_round_trip
+from data_synth.images import FloatImage
 
 
 def blocking(image: FloatImage, *, quality: int) -> FloatImage:

@@ -1,7 +1,8 @@
 """What the effects are built from: smoothing, random fields, displacement, local orientation, local strength.
 
 Images are H×W×3 float32, fields H×W float32; lengths in px. Displacement runs on PyTorch (bicubic `grid_sample` is several times
-faster than a spline of SciPy's) and gives the same numbers whatever the number of threads.
+faster than a spline of SciPy's). So does the interpolation of coarse grids, whose last bits depend on whether PyTorch runs on one
+thread or several: a build runs everything on one.
 """
 
 from __future__ import annotations
@@ -14,20 +15,10 @@ import torch
 from scipy import ndimage
 from torch.nn import functional as F
 
-from data_synth.degradations import FloatImage
+from data_synth.images import Field, FloatImage, luma
 
 Array = npt.NDArray[np.float32]
 """H×W or H×W×C float32."""
-Field = npt.NDArray[np.float32]
-"""H×W float32."""
-
-LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-
-
-def brightness(image: FloatImage) -> Field:
-    """Luma (ITU-R BT.601) of H×W×3: H×W."""
-    luma: Field = image @ LUMA
-    return luma
 
 
 def smooth(image: Array, sigma: float) -> Array:
@@ -96,9 +87,9 @@ class Orientation:
     coherence: Field
 
 
-def orientation(luma: Field, inner: float, outer: float) -> Orientation:
+def orientation(grey: Field, inner: float, outer: float) -> Orientation:
     """Structure tensor (Förstner and Gülch, 1987): gradients at scale ``inner`` px, averaged over ``outer`` px."""
-    gradient: Array = np.asarray(np.gradient(smooth(luma, inner)), dtype=np.float32)
+    gradient: Array = np.asarray(np.gradient(smooth(grey, inner)), dtype=np.float32)
     down, right = gradient
     yy, xx, xy = (smooth_coarsely(product, outer) for product in (*gradient**2, down * right))
     across = 0.5 * np.arctan2(2 * xy, xx - yy)  # direction of the strongest change
@@ -134,8 +125,7 @@ def crispen(image: FloatImage, *, scale: float, reach: float) -> FloatImage:
     Each pixel beside an edge takes the colour ``reach`` px further from it, on its own side; the side is the sign of the second
     derivative along the gradient at ``scale`` px.
     """
-    luma = smooth(brightness(image), scale)
-    down, right = np.gradient(luma)
+    down, right = np.gradient(smooth(luma(image), scale))
     (dd, dr), (_, rr) = np.gradient(down), np.gradient(right)
     steepness = np.sqrt(down * down + right * right) + np.float32(1e-6)
     curvature = (down * down * dd + 2 * down * right * dr + right * right * rr) / (steepness * steepness)
@@ -170,17 +160,17 @@ def with_strength_of(band: Array, reference: Field, sigma: float = 3.0, limit: f
 
 def coloured_like(pattern: Field, band: FloatImage) -> FloatImage:
     """A grey pattern at the local strength of ``band`` and in the colours along which it varies (regression on its own luma)."""
-    luma = brightness(band)
-    energy = smooth_coarsely(luma * luma, 4.0) + np.float32(1e-5)
-    direction = smooth_coarsely(band * luma[..., None], 4.0) / energy[..., None]
+    own = luma(band)
+    energy = smooth_coarsely(own * own, 4.0) + np.float32(1e-5)
+    direction = smooth_coarsely(band * own[..., None], 4.0) / energy[..., None]
     grey = with_strength_of(pattern, np.sqrt(energy), limit=1e3)
     return grey[..., None] * np.clip(direction, -3, 3)
 
 
 def local_energy(image: FloatImage) -> Field:
     """Where the image has detail: smoothed gradient magnitude, 0.15 in flat regions, about 1 in textured ones."""
-    luma = brightness(image)
-    magnitude = np.hypot(ndimage.sobel(luma, 0, mode="reflect"), ndimage.sobel(luma, 1, mode="reflect")) / 8
+    grey = luma(image)
+    magnitude = np.hypot(ndimage.sobel(grey, 0, mode="reflect"), ndimage.sobel(grey, 1, mode="reflect")) / 8
     blurred = smooth(magnitude, 3.0)
     return (0.15 + 0.85 * blurred / (blurred + 0.03)).astype(np.float32)
 

@@ -8,8 +8,8 @@ from statistics import NormalDist
 import numpy as np
 from scipy import ndimage
 
-from data_synth.degradations import FloatImage
 from data_synth.effects.fields import displace, displacement_field, noise_field, smooth
+from data_synth.images import FloatImage
 
 
 def aliasing(image: FloatImage, *, factor: float, amount: float) -> FloatImage:

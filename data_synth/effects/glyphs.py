@@ -6,11 +6,8 @@ import math
 
 import numpy as np
 
-from data_synth.degradations import FloatImage
 from data_synth.effects.fields import (
     Array,
-    Field,
-    brightness,
     coloured_like,
     displace,
     displacement_field,
@@ -21,6 +18,7 @@ from data_synth.effects.fields import (
     texture_share,
     with_strength_of,
 )
+from data_synth.images import Field, FloatImage, luma
 
 _ALPHABET = 48  # marks drawn a call
 _STROKES = 4  # at most, in a mark
@@ -56,8 +54,8 @@ def _likely_places(high: FloatImage, rng: np.random.Generator, height: int, shar
 
 def _polarity(high: FloatImage, height: int) -> Field:
     """Whether fine marks are lighter (towards 1) or darker (towards −1) than their ground here: the sign of the skewness."""
-    luma = brightness(high)
-    skewness = smooth_coarsely(luma**3, height) / (smooth_coarsely(luma * luma, height) ** 1.5 + np.float32(1e-6))
+    grey = luma(high)
+    skewness = smooth_coarsely(grey**3, height) / (smooth_coarsely(grey * grey, height) ** 1.5 + np.float32(1e-6))
     return np.tanh(20 * skewness)
 
 

@@ -12,12 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-from data_synth.degradations import FloatImage
 from data_synth.effects.fields import (
     Array,
-    Field,
     along_flow,
-    brightness,
     coloured_like,
     crispen,
     displace,
@@ -29,6 +26,7 @@ from data_synth.effects.fields import (
     texture_share,
     with_strength_of,
 )
+from data_synth.images import Field, FloatImage, luma
 
 Spectra = npt.NDArray[np.complex64]
 
@@ -82,7 +80,7 @@ def lattice(image: FloatImage, *, seed: int, window: int, peaks: int, amount: fl
     """
     low = smooth(image, window / 8)
     high = image - low
-    magnitude = np.abs(_window_spectra(brightness(high)[..., None], window))
+    magnitude = np.abs(_window_spectra(luma(high)[..., None], window))
     rows, columns = magnitude.shape[:2]
     strongest = np.partition(magnitude.reshape(rows, columns, -1), -peaks, axis=-1)[..., -peaks, None, None, None]
     phase = np.random.default_rng(seed).uniform(-math.pi, math.pi, magnitude.shape[-2:])
@@ -129,7 +127,7 @@ def strokes(image: FloatImage, *, seed: int, cutoff: float, length: float, thick
     """
     low = smooth(image, cutoff)
     high = image - low
-    flow = orientation(brightness(image), 1.0, 3.0)
+    flow = orientation(luma(image), 1.0, 3.0)
     fibres = along_flow(_sparse_noise(seed, image.shape[:2], thickness), flow.tangent, length, step=1.5)
     invented = coloured_like(fibres - smooth(fibres, cutoff), high)
     return low + _in_textured_places(invented, high, amount)
@@ -141,7 +139,7 @@ def redrawn(image: FloatImage, *, seed: int, cutoff: float, fibre: float) -> Flo
     The image blurred by ``cutoff`` px gets its edges back by shock filtering along the contours; of the strength still missing,
     a share ``fibre`` is filled up by invented fibres, the rest by contrast.
     """
-    flow = orientation(brightness(image), max(0.8, 0.4 * cutoff), 2.5)
+    flow = orientation(luma(image), max(0.8, 0.4 * cutoff), 2.5)
     noise = _sparse_noise(seed, image.shape[:2], 0.5)
     flowing = along_flow(np.concatenate([smooth(image, cutoff), noise[..., None]], axis=-1), flow.tangent, 1.0 + cutoff, step=1.5)
     drawn, fibres = flowing[..., :3], flowing[..., 3]

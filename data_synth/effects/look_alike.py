@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from data_synth.degradations import FloatImage
-from data_synth.effects.fields import Array, Field, brightness, coloured_like, smooth, strength, texture_share, with_strength_of
+from data_synth.effects.fields import Array, coloured_like, smooth, strength, texture_share, with_strength_of
+from data_synth.images import Field, FloatImage, luma
 
 _SAMPLES = 5  # a patch's low band is compared on this many points a side
 _DIMENSIONS = 8  # of the search, after principal components
@@ -45,7 +45,7 @@ def look_alike(image: FloatImage, *, donor: FloatImage | None, seed: int, cutoff
     chosen = _nearest(wanted, offered, wanted_places, offered_places, exclusion, np.random.default_rng(seed))
     agreement = np.einsum("nd,nd->n", wanted[:, : _SAMPLES**2], offered[chosen, : _SAMPLES**2]) / _SAMPLES**2
     gain = np.clip(wanted_contrast / offered_contrast[chosen], 0.3, 2) * np.clip(agreement, 0.2, 1)
-    invented = _lay(brightness(source_high), offered_places[chosen], wanted_places, gain, patch, ramp, image.shape[:2])
+    invented = _lay(luma(source_high), offered_places[chosen], wanted_places, gain, patch, ramp, image.shape[:2])
     mixed = high + texture_share(high)[..., None] * (coloured_like(invented, high) - high)
     return low + with_strength_of(mixed, strength(high))
 
@@ -60,7 +60,7 @@ def _describe(low: FloatImage, detail: Array, places: Places, patch: int) -> tup
     """Descriptors of patches, N×D, and their contrast, N: shape of the low band, mean colour, strength of the detail."""
     at = np.linspace(0, patch - 1, _SAMPLES).round().astype(int)
     rows, columns = places[:, 0, None, None] + at[:, None], places[:, 1, None, None] + at[None, :]
-    shape = brightness(low)[rows, columns].reshape(len(places), -1)
+    shape = luma(low)[rows, columns].reshape(len(places), -1)
     colour = low[rows[:, ::2, 0][:, :, None], columns[:, 0, ::2][:, None, :]].mean(axis=(1, 2))
     shape = shape - shape.mean(axis=1, keepdims=True)
     contrast = shape.std(axis=1) + np.float32(0.02)

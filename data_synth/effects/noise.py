@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from data_synth.degradations import FloatImage
 from data_synth.effects.fields import local_energy, noise_field
+from data_synth.images import FloatImage
 
 
 def grain(image: FloatImage, *, seed: int, size: float, chroma: float, amplitude: float) -> FloatImage:

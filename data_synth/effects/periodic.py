@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from data_synth.degradations import FloatImage
-from data_synth.effects.fields import Field, local_energy, noise_field, smooth
+from data_synth.effects.fields import local_energy, noise_field, smooth
+from data_synth.images import Field, FloatImage
 
 
 def checkerboard(image: FloatImage, *, seed: int, period: int, amplitude: float) -> FloatImage:

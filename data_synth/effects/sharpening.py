@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_synth.degradations import FloatImage
 from data_synth.effects.fields import smooth
+from data_synth.images import FloatImage
 
 
 def halo(image: FloatImage, *, sigma: float, amount: float) -> FloatImage:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from data_synth.degradations import FloatImage
-from data_synth.effects.fields import along_flow, brightness, crispen, orientation, smooth
+from data_synth.effects.fields import along_flow, crispen, orientation, smooth
+from data_synth.images import FloatImage, luma
 
 
 def painterly(image: FloatImage, *, radius: int, amount: float) -> FloatImage:
@@ -16,16 +16,16 @@ def painterly(image: FloatImage, *, radius: int, amount: float) -> FloatImage:
     mixed with the image by ``amount``.
     """
     size = radius + 1
-    luma = brightness(image)
-    mean = ndimage.uniform_filter(luma, size, mode="reflect")
-    variance = ndimage.uniform_filter(luma * luma, size, mode="reflect") - mean * mean
+    grey = luma(image)
+    mean = ndimage.uniform_filter(grey, size, mode="reflect")
+    variance = ndimage.uniform_filter(grey * grey, size, mode="reflect") - mean * mean
     colour = ndimage.uniform_filter(image, (size, size, 1), mode="reflect")
     # a window's filter value stands at its centre: the four windows around a pixel are the value maps shifted by ± radius/2
     low, high = -(radius // 2), radius - radius // 2
     padded_variance = np.pad(variance, high + 1, mode="reflect")
     padded_colour = np.pad(colour, ((high + 1, high + 1), (high + 1, high + 1), (0, 0)), mode="reflect")
-    height, width = luma.shape
-    best = np.full(luma.shape, np.inf, dtype=np.float32)
+    height, width = grey.shape
+    best = np.full(grey.shape, np.inf, dtype=np.float32)
     result = image.copy()
     for dy in (low, high):
         for dx in (low, high):
@@ -43,7 +43,7 @@ def painterly_anisotropic(image: FloatImage, *, size: float, length: float, amou
     Coherence-enhancing filtering (Kyprianidis and Kang, 2011): means along the local direction, ``length`` px (σ), then a shock
     across it; directions averaged over ``size`` px. Mixed with the image by ``amount``.
     """
-    flow = orientation(brightness(image), 0.8, size)
+    flow = orientation(luma(image), 0.8, size)
     strokes = along_flow(smooth(image, 0.6), flow.tangent, length, step=max(1.5, length / 3))
     strokes = crispen(strokes, scale=1.0, reach=0.8)
     strokes = crispen(strokes, scale=1.0, reach=0.8)

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
+from data_synth.device import resolve_device
 from data_synth.features.dense import DenseFeatures, choose_levels, usable_shifts
 from data_synth.features.protocol import GroundTruthError
+from data_synth.library_errors import first_line
 
 DINOV3_SIZES = ("small", "small_plus", "base", "large", "huge_plus", "7b")
 """Ordered by size; the first is the default."""
@@ -57,11 +59,6 @@ def parse_source(name: str) -> FeatureSource:
     return FeatureSource(architecture, file or None)
 
 
-def resolve_device(device: str) -> str:
-    """``auto`` is the GPU where there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
 def load_dense(source: FeatureSource, *, shifts: int, device: str) -> DenseFeatures:
     """The extractor of ``source``; its weights are loaded once a process.
 
@@ -72,8 +69,9 @@ def load_dense(source: FeatureSource, *, shifts: int, device: str) -> DenseFeatu
 
     Raises:
         GroundTruthError: weights that cannot be had or do not fit, or a network that gives no dense features.
+        DeviceError: no such device on this machine.
     """
-    device = resolve_device(device)
+    device = str(resolve_device(device))
     network = _load(source, device).network
     every = [int(info["reduction"]) for info in network.feature_info]
     levels = choose_levels(every)
@@ -93,7 +91,7 @@ def load_dense(source: FeatureSource, *, shifts: int, device: str) -> DenseFeatu
 
 def weights_version(source: FeatureSource, device: str) -> str:
     """Digest of the weights of ``source``: the same whether they came from a file or from the hub."""
-    return _load(source, resolve_device(device)).version
+    return _load(source, str(resolve_device(device))).version
 
 
 def cached_dinov3() -> str | None:
@@ -133,7 +131,7 @@ def _check_dense(network: Any, architecture: str) -> None:
         sizes = [tuple(level.shape[-2:]) for level in tokens]
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:  # models of one image size say so in many ways
         raise GroundTruthError(
-            f"features of {architecture}: images of any size are required, but it says: {_first_line(error)}; choose another"
+            f"features of {architecture}: images of any size are required, but it says: {first_line(error)}; choose another"
         ) from error
     expected = [(3 * patch // every[level], 5 * patch // every[level]) for level in levels]
     if sizes != expected:
@@ -155,7 +153,7 @@ def _from_hub(architecture: str) -> Any:
         return _create(architecture, pretrained=True)
     except Exception as error:  # the hub, its client and timm raise many unrelated types
         raise GroundTruthError(
-            f"the weights of {architecture} could not be had ({_first_line(error)}); go online once, give a file "
+            f"the weights of {architecture} could not be had ({first_line(error)}); go online once, give a file "
             f"(timm:{architecture}@FILE.safetensors), or use --features weight-free"
         ) from error
 
@@ -168,7 +166,7 @@ def _from_file(architecture: str, path: Path) -> Any:
     try:
         state = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise GroundTruthError(f"{file}: weights in the safetensors format expected, got {_first_line(error)}") from error
+        raise GroundTruthError(f"{file}: weights in the safetensors format expected, got {first_line(error)}") from error
     network = _create(architecture, pretrained=False)
     missing = _fill(network, state)
     if missing:
@@ -197,7 +195,3 @@ def _digest(state: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")

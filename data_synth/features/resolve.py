@@ -16,7 +16,8 @@ from functools import cache
 import numpy as np
 import torch
 
-from data_synth.features.loading import cached_dinov3, load_dense, parse_source, resolve_device, weights_version
+from data_synth.device import resolve_device
+from data_synth.features.loading import cached_dinov3, load_dense, parse_source, weights_version
 from data_synth.features.protocol import FeatureDifference, GroundTruthError
 from data_synth.features.weight_free import WEIGHT_FREE_VERSION, WeightFreeFeatures, blur
 
@@ -55,13 +56,14 @@ def resolve_features(name: str, *, device: str = "auto") -> ResolvedFeatures:
 
     Raises:
         GroundTruthError: an unknown name, or weights that cannot be had or do not fit.
+        DeviceError: no such device on this machine.
     """
     chosen = _choose(name)
     if chosen == WEIGHT_FREE:
         why = "auto: no DINOv3 weights in the local cache (ask for dinov3 to download them)" if name == AUTO else "as asked"
         return ResolvedFeatures(WEIGHT_FREE, WEIGHT_FREE_VERSION, f"weight-free features, {why}")
     source = parse_source(chosen)
-    where = resolve_device(device)
+    where = str(resolve_device(device))
     why = "auto: its weights are in the local cache" if name == AUTO else "as asked"
     slow = "; without a GPU this takes seconds a sample" if where == "cpu" else ""
     return ResolvedFeatures(chosen, weights_version(source, where), f"{source.architecture} on {where}, {why}{slow}")

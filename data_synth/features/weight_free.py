@@ -17,13 +17,14 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from data_synth.images import LUMA
+
 WEIGHT_FREE_VERSION = "2"
 """Rises whenever the values change."""
 
 _SUPPORT = 2.5  # a Gaussian is cut at this many standard deviations
 _HALVED_FROM = 2.5  # scales (px) computed at half resolution: blurred this much, nothing is left above its Nyquist frequency
 _COLOUR_BLUR = 1.5
-_LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class WeightFreeFeatures:
 
 def structure_difference(pair: torch.Tensor, scales: tuple[float, ...], constant: float) -> torch.Tensor:
     """1 − cos of the gradient features of ``pair`` (2×3×H×W): H×W."""
-    luma = (pair * pair.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1)
+    luma = (pair * pair.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1)
     sums = _gradient_sums(luma, scales[0])
     for scale in scales[1:]:
         sums += _gradient_sums(luma, scale)

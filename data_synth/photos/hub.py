@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from data_synth.library_errors import first_line
 from data_synth.photos.photo import Photo, PhotoError
 from data_synth.schema.errors import ImageError
 
@@ -143,11 +144,11 @@ def _load(table: HubTable) -> Any:
         return datasets.load_dataset(table.name, split=table.split or None)
     except ConnectionError as error:
         raise PhotoError(
-            f"hf:{table.name}: no such folder here, and the hub cannot be reached ({_first_line(error)}); "
+            f"hf:{table.name}: no such folder here, and the hub cannot be reached ({first_line(error)}); "
             "check the path, or download the data set where there is a network"
         ) from error
     except Exception as error:  # its loaders raise whatever their parsers raise
-        raise PhotoError(f"hf:{table.name}: cannot be opened ({type(error).__name__}: {_first_line(error)})") from error
+        raise PhotoError(f"hf:{table.name}: cannot be opened ({type(error).__name__}: {first_line(error)})") from error
 
 
 def _choose_split(table: HubTable, loaded: Any) -> Any:
@@ -160,7 +161,3 @@ def _choose_split(table: HubTable, loaded: Any) -> Any:
     if name not in loaded:
         raise PhotoError(f"hf:{table.name}: no split {name!r}; write hf:{table.name}:SPLIT with one of {', '.join(loaded)}")
     return loaded[name]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -23,7 +23,7 @@ from data_synth.photos.photo import Photo, PhotoError, too_small
 from data_synth.schema.errors import ImageError
 from data_synth.schema.pixels import decode_reduced, quiet_metadata, write_atomically
 
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _SAVE_EVERY = 15.0
 """Seconds between savings: what an interruption costs at most."""
 _REDUCED_SIDE = 192
@@ -38,18 +38,21 @@ class PhotoScan:
         usable: photos that can be read and are large enough, in the order given.
         left_out: one message for each of the others, naming it and what is wrong.
         groups: source ids of usable near-duplicates, two and more to a group; for `split_photos`.
+        contents: digest of each usable photo as it is stored, in their order: what tells whether it is still the same photo.
     """
 
     usable: tuple[Photo, ...]
     left_out: tuple[str, ...]
     groups: tuple[tuple[str, ...], ...]
+    contents: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Finding:
-    """One readable photo: ``stamp`` says which state of it was looked at; size is (height, width) in px."""
+    """One readable photo: ``stamp`` says cheaply which state of it was looked at, ``content`` surely; size is (height, width)."""
 
     stamp: str
+    content: str
     size: tuple[int, int]
     print: Fingerprint
 
@@ -83,6 +86,7 @@ def scan_photos(
         raise PhotoError("photos must have names of their own, got the same name twice; combine sources with gather()")
     usable: list[Photo] = []
     prints: list[Fingerprint] = []
+    contents: list[str] = []
     left_out: list[str] = []
     kept = _Cache(cache_file)
     try:
@@ -94,6 +98,7 @@ def scan_photos(
                     if refusal is None:
                         usable.append(photo)
                         prints.append(found.print)
+                        contents.append(found.content)
                 if refusal is not None:
                     if strict:
                         raise ImageError(f"{refusal}; remove it, or do without strict") from refusal
@@ -107,7 +112,7 @@ def scan_photos(
             f"none of {len(photos)} photos can be used ({left_out[0] if left_out else 'there are none'}); add photos"
         )
     groups = tuple(tuple(sorted(usable[i].source_id for i in group)) for group in near_duplicates(prints, rule))
-    return PhotoScan(tuple(usable), tuple(left_out), tuple(sorted(groups)))
+    return PhotoScan(tuple(usable), tuple(left_out), tuple(sorted(groups)), tuple(contents))
 
 
 def _findings(
@@ -132,13 +137,13 @@ def _look_at(photo: Photo, known: _Finding | None) -> _Finding | ImageError:
     try:
         if photo.path is None and photo.row is None:
             pixels = photo.read()
-            return _Finding("packaged", pixels.shape[:2], fingerprint(pixels))
+            return _Finding("packaged", _digest(pixels.tobytes()), pixels.shape[:2], fingerprint(pixels))
         source = photo.path or (photo.row.encoded() if photo.row else b"")
         stamp = _stamp(source)
         if known and known.stamp == stamp:
             return known
         reduced, size = decode_reduced(source, _REDUCED_SIDE, name=str(photo.path or photo.source_id))
-        return _Finding(stamp, size, fingerprint(reduced))
+        return _Finding(stamp, _digest(source), size, fingerprint(reduced))
     except ImageError as error:
         return error
 
@@ -146,12 +151,20 @@ def _look_at(photo: Photo, known: _Finding | None) -> _Finding | ImageError:
 def _stamp(source: Path | bytes) -> str:
     """Size and time of change of a file, digest of encoded bytes: what is cheap to have."""
     if isinstance(source, bytes):
-        return hashlib.blake2b(source, digest_size=16).hexdigest()
+        return _digest(source)
     try:
         status = source.stat()
     except OSError as error:
         raise ImageError(f"{source}: {error.strerror}") from error
     return f"{status.st_size}:{status.st_mtime_ns}"
+
+
+def _digest(source: Path | bytes) -> str:
+    try:
+        data = source.read_bytes() if isinstance(source, Path) else source
+    except OSError as error:
+        raise ImageError(f"{source!s}: {error.strerror}") from error
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 class _Cache:
@@ -191,11 +204,21 @@ def _load(file: Path) -> dict[str, _Finding]:
 
 def _to_json(finding: _Finding) -> list[Any]:
     look = finding.print
-    return [finding.stamp, *finding.size, f"{look.hash:016x}", f"{look.mirrored:016x}", base64.b64encode(look.thumbnail).decode()]
+    return [
+        finding.stamp,
+        finding.content,
+        *finding.size,
+        f"{look.hash:016x}",
+        f"{look.mirrored:016x}",
+        base64.b64encode(look.thumbnail).decode(),
+    ]
 
 
 def _from_json(record: list[Any]) -> _Finding:
-    stamp, height, width, hash_, mirrored, thumbnail = record
+    stamp, content, height, width, hash_, mirrored, thumbnail = record
     return _Finding(
-        stamp, (height, width), Fingerprint(int(hash_, 16), int(mirrored, 16), base64.b64decode(thumbnail, validate=True))
+        stamp,
+        content,
+        (height, width),
+        Fingerprint(int(hash_, 16), int(mirrored, 16), base64.b64decode(thumbnail, validate=True)),
     )

@@ -2,6 +2,7 @@
 
     FinpercepError
     ├── ImageError        a file or body that is not a picture we can read
+    ├── StorageError      a file that cannot be written
     ├── SchemaError       a dataset, checkpoint or wire message that breaks its contract
     └── …                 each package adds its own below this root
 
@@ -17,6 +18,10 @@ class FinpercepError(Exception):
 
 class ImageError(FinpercepError):
     """Bytes or a file that cannot be read as a picture."""
+
+
+class StorageError(FinpercepError):
+    """A file that cannot be written: the disk is full, or the folder is not ours to write to."""
 
 
 class SchemaError(FinpercepError):

@@ -7,7 +7,7 @@
     ready_outputs.py     a folder of finished SR pictures, paired by file name
     perturbed.py         any network here, broken on purpose (network_faults.py, input_faults.py)
     random_networks.py   networks that never learnt
-    device.py            where they run
+    low_band.py          what they have no business to change
 
 The packaged diffusion SR lives in `finpercep` and is handed in. The SR zoo is in `data_synth.zoo`.
 """

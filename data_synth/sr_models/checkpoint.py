@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from data_synth.sr_models.device import sr_device
+from data_synth.device import device_mark, resolve_device
+from data_synth.library_errors import first_line
 from data_synth.sr_models.protocol import Span, SRCall, SRModelError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class CheckpointSR:
 
 
 def load_checkpoint(path: Path, *, name: str | None = None, scale: int | None = None, device: str = "auto") -> CheckpointSR:
-    """Load the SR checkpoint at ``path``; its version is the digest of the file.
+    """Load the SR checkpoint at ``path``; its version names the file's content, spandrel's version and a GPU.
 
     Args:
         path: a `.safetensors` file, or a `.pth`, `.ckpt` or `.pt` file that holds weights alone.
@@ -76,13 +77,15 @@ def load_checkpoint(path: Path, *, name: str | None = None, scale: int | None = 
     Raises:
         SRModelError: no such file, not a file of weights alone, not an architecture spandrel knows, not a super-resolution model
             for RGB images, or of another scale.
+        DeviceError: no such device on this machine.
     """
     try:
         import spandrel
     except ImportError as error:
         raise SRModelError("SR checkpoints are read by spandrel: pip install 'finpercep[train]'") from error
     state = _read_weights(path)
-    loader = spandrel.ModelLoader(device=sr_device(device))
+    where = resolve_device(device)
+    loader = spandrel.ModelLoader(device=where)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)  # SwinIR and its kin
@@ -93,10 +96,13 @@ def load_checkpoint(path: Path, *, name: str | None = None, scale: int | None = 
             f"{len(state)} entries such as {', '.join(list(state)[:3]) or 'none'}; use its ready outputs instead (folder:DIR)"
         ) from error
     except Exception as error:  # each architecture's own parser fails in its own way
-        raise SRModelError(f"{path}: looks like an architecture spandrel knows, but cannot be loaded: {error}") from error
+        raise SRModelError(
+            f"{path}: looks like an architecture spandrel knows, but cannot be loaded: {first_line(error)}"
+        ) from error
     _check_purpose(path, descriptor, scale)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return CheckpointSR(descriptor, name=name or path.stem, version=digest)  # type: ignore[arg-type] # purpose was checked
+    version = f"{digest}+spandrel{spandrel.__version__}{device_mark(where)}"
+    return CheckpointSR(descriptor, name=name or path.stem, version=version)  # type: ignore[arg-type] # purpose was checked
 
 
 def _check_purpose(path: Path, descriptor: Any, scale: int | None) -> None:
@@ -131,7 +137,7 @@ def _read_weights(path: Path) -> dict[str, Any]:
             f"save its state dict as .safetensors where you trust the file"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise SRModelError(f"{path}: not a readable checkpoint of weights: {_first_line(error)}") from error
+        raise SRModelError(f"{path}: not a readable checkpoint of weights: {first_line(error)}") from error
     if not isinstance(loaded, dict):
         raise SRModelError(f"{path}: expected a state dict (names → tensors), got {type(loaded).__name__}")
     return loaded
@@ -144,8 +150,4 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise SRModelError(f"{path}: damaged .safetensors file: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0] or type(error).__name__
+        raise SRModelError(f"{path}: damaged .safetensors file: {first_line(error)}") from error

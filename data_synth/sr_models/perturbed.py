@@ -20,10 +20,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from data_synth.device import device_mark
 from data_synth.sr_models.input_faults import INPUT_FAULTS, InputFault, draw_input_fault
+from data_synth.sr_models.low_band import low_band, with_low_band_of
 from data_synth.sr_models.network_faults import NETWORK_FAULTS, Fault, draw_fault
 from data_synth.sr_models.protocol import Span, SRCall, SRModel, SRModelError
-from data_synth.sr_models.random_networks import low_band
 
 VERSION = "1"
 """Raise it whenever a change here, in `network_faults` or in `input_faults` changes an output."""
@@ -74,7 +75,8 @@ class PerturbedSR:
             raise SRModelError(f"SR model {base.name}: only a model with a network (`module`) can be perturbed")
         self._base = base
         self.name = f"{base.name}~perturbed"
-        self.version = f"{base.version}~{VERSION}"
+        mark = device_mark(next((weight.device for weight in base.module.parameters()), torch.device("cpu")))
+        self.version = f"{base.version.removesuffix(mark)}~{VERSION}{mark}"
         self.scale = base.scale
         self.settings: Mapping[str, Span] = {
             **base.settings,
@@ -202,12 +204,6 @@ def busiest_window(lr: torch.Tensor, side: int) -> torch.Tensor:
 
 def _starts(length: int, side: int) -> list[int]:
     return [0, (length - side) // 2, length - side]
-
-
-def with_low_band_of(sr: torch.Tensor, lr: torch.Tensor) -> torch.Tensor:
-    """``sr`` (1×3×H×W) with what varies over four LR pixels or more taken from ``lr``, clamped to [0, 1]."""
-    wrong = low_band(F.adaptive_avg_pool2d(sr, (lr.shape[-2], lr.shape[-1])) - lr, 4)
-    return (sr - F.interpolate(wrong, sr.shape[-2:], mode="bilinear", align_corners=False)).clamp(0, 1)
 
 
 def is_lost(sr: torch.Tensor, lr: torch.Tensor) -> bool:

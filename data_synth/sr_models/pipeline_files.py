@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_synth.library_errors import first_line
 from data_synth.sr_models.protocol import SRModelError
 
 
@@ -80,8 +81,3 @@ def _deciding_files(folder: Path) -> list[Path]:
     safe = {path.parent for path in files if path.suffix == ".safetensors"}
     kept = {".json", ".txt", ".model", ".safetensors"}
     return [path for path in files if path.suffix in kept or (path.suffix == ".bin" and path.parent not in safe)]
-
-
-def first_line(error: Exception) -> str:
-    """What an error of a library says, short enough for one line."""
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from data_synth.sr_models.device import sr_device
-from data_synth.sr_models.pipeline_files import fetched, files_digest, first_line, pipeline_class
+from data_synth.device import device_mark, resolve_device
+from data_synth.library_errors import first_line
+from data_synth.sr_models.pipeline_files import fetched, files_digest, pipeline_class
 from data_synth.sr_models.protocol import Span, SRCall, SRModelError
 
 PROMPT = "a sharp, detailed photograph, high quality"
@@ -157,7 +159,7 @@ class PipelineSR:
 def load_pipeline(
     source: str, *, scale: int, name: str | None = None, ranges: Mapping[str, Span] | None = None, device: str = "auto"
 ) -> PipelineSR:
-    """Load a diffusers SR pipeline.
+    """Load a diffusers SR pipeline; its version names the files' content, diffusers' version (schedulers are code) and a GPU.
 
     Args:
         source: a folder with a `model_index.json`, or a hub id. ``BASE+CONTROLNET`` joins a Stable Diffusion pipeline and
@@ -169,6 +171,7 @@ def load_pipeline(
 
     Raises:
         SRModelError: nothing there, no network, not a pipeline that does SR, another scale, or an unknown setting in ``ranges``.
+        DeviceError: no such device on this machine.
     """
     base, _, control = source.partition("+")
     index = pipeline_class(base)
@@ -180,15 +183,17 @@ def load_pipeline(
     if unknown := set(ranges or {}) - set(kind.settings):
         raise SRModelError(f"{source}: {index} has the settings {', '.join(kind.settings)}, got {', '.join(sorted(unknown))}")
     folders = [fetched(base), *([fetched(control, single=True)] if control else [])]
-    pipeline = _load(kind, folders).to(sr_device(device), torch.float32)
+    where = resolve_device(device)
+    pipeline = _load(kind, folders).to(where, torch.float32)
     own_scale = scale if kind.upsampled else _downscaling(getattr(pipeline, kind.autoencoder))
     if own_scale != scale:
         raise SRModelError(f"{source}: expected an x{scale} model, got {index} x{own_scale}; choose another pipeline")
+    digest = files_digest(folders, salt=f"{PROMPT}\n{NEGATIVE_PROMPT}")
     return PipelineSR(
         pipeline,
         kind,
         name=name or "+".join(Path(part).name for part in (base, control) if part),
-        version=files_digest(folders, salt=f"{PROMPT}\n{NEGATIVE_PROMPT}"),
+        version=f"{digest}+diffusers{metadata.version('diffusers')}{device_mark(where)}",
         scale=scale,
         settings={**kind.settings, **(ranges or {})},
     )

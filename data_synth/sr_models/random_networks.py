@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from data_synth.sr_models.device import sr_device
+from data_synth.device import device_mark, resolve_device
+from data_synth.sr_models.low_band import low_band
 from data_synth.sr_models.protocol import Span, SRCall, SRModelError
 
 VERSION = "1"
@@ -54,14 +55,14 @@ class RandomNetworkSR:
     """`SRModel` of one random network a call."""
 
     family = "random"
-    version = VERSION
     settings = SETTINGS
 
     def __init__(self, scale: int, *, name: str = "random", device: str = "auto") -> None:
         if scale < 2:
             raise SRModelError(f"scale must be at least 2, got {scale}")
         self.scale, self.name = scale, name
-        self._device = sr_device(device)
+        self._device = resolve_device(device)
+        self.version = VERSION + device_mark(self._device)
 
     def covers(self, source_id: str) -> bool:  # noqa: ARG002
         """Any photo."""
@@ -140,10 +141,3 @@ def random_network(settings: Mapping[str, float], seed: int, *, scale: int) -> R
 def _affordable(width: int, kernel: int, scale: int) -> int:
     """``width``, or the widest layer that keeps within `_COST`."""
     return max(2, min(width, int(math.sqrt(_COST * scale**2) / kernel)))
-
-
-def low_band(image: torch.Tensor, cell: int) -> torch.Tensor:
-    """What of ``image`` (N×C×H×W) varies over ``cell`` px or more: box averages, joined bilinearly. Exact for constants."""
-    height, width = image.shape[-2:]
-    grid = (max(1, round(height / cell)), max(1, round(width / cell)))
-    return F.interpolate(F.adaptive_avg_pool2d(image, grid), (height, width), mode="bilinear", align_corners=False)

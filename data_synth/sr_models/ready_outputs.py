@@ -7,6 +7,7 @@ known here: these samples teach what broken detail looks like, not what the buil
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +16,12 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch.nn import functional as F
 
+from data_synth.library_errors import first_line
 from data_synth.schema.errors import ImageError
-from data_synth.schema.pixels import PHOTO_SUFFIXES, RGB8, decode_rgb
+from data_synth.schema.pixels import PHOTO_SUFFIXES, RGB8, decode_rgb, quiet_metadata
 from data_synth.sr_models.protocol import Crop, Span, SRCall, SRModelError
 
 _TAIL = re.compile(r"[-_. ]?(?:out(?:put)?|result|restored|(?:[xX]\d|\d[xX])|[sS][rR]|[hH][rR])$")
@@ -43,8 +46,8 @@ class ReadyOutputs:
     def __init__(self, folder: Path, files: Sequence[str], *, scale: int, name: str) -> None:
         self.folder, self.name, self.scale = folder, name, scale
         self._files = tuple(files)
-        self._by_path = _by_key(files, _path_keys)
-        self._by_stem = _by_key(files, _stem_keys)
+        self._by_name = _by_key(files, lambda name: _keys(name)[:1])
+        self._by_shortened_name = _by_key(files, lambda name: _keys(name)[1:])
         self._decoded: OrderedDict[str, RGB8] = OrderedDict()
 
     @cached_property
@@ -72,14 +75,19 @@ class ReadyOutputs:
         return torch.stack([self._crop(image, call.crop) for image, call in zip(lr, calls, strict=True)])
 
     def _find(self, source_id: str) -> str | None:
-        """The one output of a photo: under its relative path; otherwise, where no folder says more, under its bare name."""
+        """The one output of a photo: under its relative path, or else under its bare name at the folder's top level.
+
+        Sub-folders keep photos of one name apart, so an output in another one is another photo's. A name as it is goes before
+        one without its ending: foo_x4.png belongs to foo_x4.jpg where foo.jpg has a foo.png.
+        """
         path = PurePosixPath(_SCHEME.sub("", source_id))
         stem = path.with_suffix("") if path.suffix.lower() in PHOTO_SUFFIXES else path
-        for candidates in (self._by_path.get(str(stem), ()), self._by_stem.get(stem.name, ())):
+        for key, outputs in itertools.product((str(stem), stem.name), (self._by_name, self._by_shortened_name)):
+            candidates = outputs.get(key, ())
             if len(candidates) > 1:
                 raise SRModelError(
                     f"{self.folder}: expected one output for photo {source_id}, got {len(candidates)}: {', '.join(candidates)}; "
-                    "keep one, or sort the outputs into the photos' sub-folders"
+                    "keep one"
                 )
             if candidates:
                 return candidates[0]
@@ -136,11 +144,12 @@ class ReadyOutputs:
 def ready_outputs(folder: Path, *, scale: int, name: str | None = None) -> ReadyOutputs:
     """The pictures below ``folder`` (recursive) as outputs of an x``scale`` model called ``name`` (by default the folder's name).
 
-    An output belongs to the photo of the same relative path without suffix, or else of the same bare name; an ending such as
-    ``_out``, ``_x4`` or ``-SR`` is overlooked.
+    An output belongs to the photo of the same relative path without suffix; one at the top level also to photos of the same bare
+    name in sub-folders. An ending such as ``_out``, ``_x4`` or ``-SR`` is overlooked where no name matches with it.
+    Reads every file's header: what is no picture is found here and not in the middle of a build.
 
     Raises:
-        SRModelError: no such folder, or no picture in it.
+        SRModelError: no such folder, no picture in it, or files that claim to be pictures and are not.
     """
     if not folder.is_dir():
         raise SRModelError(f"{folder}: expected a folder of SR outputs, found none; check the path")
@@ -151,7 +160,26 @@ def ready_outputs(folder: Path, *, scale: int, name: str | None = None) -> Ready
     )
     if not files:
         raise SRModelError(f"{folder}: holds no picture ({', '.join(sorted(PHOTO_SUFFIXES))}); point to a folder of SR outputs")
+    _check_headers(folder, files)
     return ReadyOutputs(folder, files, scale=scale, name=name or folder.resolve().name)
+
+
+def _check_headers(folder: Path, files: Sequence[str]) -> None:
+    unreadable: list[str] = []
+    with quiet_metadata():
+        for name in files:
+            try:
+                with Image.open(folder / name):
+                    pass
+            except UnidentifiedImageError:
+                unreadable.append(f"{name} (not a picture)")
+            except Exception as error:  # each of Pillow's formats fails in its own way
+                unreadable.append(f"{name} ({first_line(error)})")
+    if unreadable:
+        raise SRModelError(
+            f"{folder}: expected pictures, got {len(unreadable)} of {len(files)} files that cannot be read, first "
+            f"{unreadable[0]}; make them again, or remove them"
+        )
 
 
 def shows_same_scene(lr: torch.Tensor, sr: torch.Tensor) -> bool:
@@ -173,15 +201,11 @@ def _by_key(files: Sequence[str], keys: Callable[[str], list[str]]) -> dict[str,
     return {key: tuple(names) for key, names in found.items()}
 
 
-def _path_keys(name: str) -> list[str]:
-    """``a/b_x4_out.png`` → a/b_x4_out, a/b_x4, a/b."""
+def _keys(name: str) -> list[str]:
+    """``a/b_x4_out.png`` → a/b_x4_out, and without its endings a/b_x4, a/b."""
     path = PurePosixPath(name).with_suffix("")
     keys = [str(path)]
     while (match := _TAIL.search(path.name)) and match.start() > 0:
         path = path.with_name(path.name[: match.start()])
         keys.append(str(path))
     return keys
-
-
-def _stem_keys(name: str) -> list[str]:
-    return [PurePosixPath(key).name for key in _path_keys(name)]

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 
+from data_synth.device import device_mark
 from data_synth.sr_models.protocol import Span, SRCall
 from data_synth.zoo.errors import ZooError
 from data_synth.zoo.networks import Generator, seeded_noise
 from data_synth.zoo.store import read_index, read_network
-
-PREFIX = "zoo-"
 
 
 @dataclass(frozen=True)
@@ -22,14 +21,14 @@ class ZooModel:
 
     Attributes:
         name: ``zoo-MEMBER@STEP``.
-        version: digest of architecture and weights.
+        version: digest of architecture and weights, and what they run on, which decides last bits.
         scale: upscaling factor.
         family: ``regression``, ``perceptual`` or ``gan``.
         module: the network; ``module(lr)`` is N×3×h·scale×w·scale, not clamped. A wrapper may copy and perturb it.
         member: what it is a snapshot of.
         progress: share of the training done when it was kept, in (0, 1].
         autocast: convolve in bfloat16: two to four times as fast on CPUs that have it, but no longer the same pixels on every
-            machine; its version then ends in ``+bfloat16``.
+            machine.
         settings: none varies from call to call.
     """
 
@@ -68,8 +67,10 @@ def _channels_last(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def load_zoo(folder: Path, scale: int, *, device: torch.device | str = "cpu", autocast: bool = False) -> dict[str, ZooModel]:
-    """All networks of a zoo by name; ``autocast`` as in `ZooModel`.
+def load_zoo(
+    folder: Path, scale: int, *, prefix: str = "zoo", device: torch.device | str = "cpu", autocast: bool = False
+) -> dict[str, ZooModel]:
+    """All networks of a zoo by name, ``PREFIX-MEMBER@STEP``; ``autocast`` as in `ZooModel`.
 
     Raises:
         ZooError: no zoo there, unreadable weights, or a zoo of another scale.
@@ -83,8 +84,8 @@ def load_zoo(folder: Path, scale: int, *, device: torch.device | str = "cpu", au
                 f"train one with `finpercep train-zoo --scale {scale}`"
             )
         module = read_network(folder, stored).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        name = PREFIX + stored.name
+        name = f"{prefix}-{stored.name}"
         progress = stored.step / stored.steps
-        version = f"{stored.digest}+bfloat16" if autocast else stored.digest
+        version = f"{stored.digest}{'+bfloat16' * autocast}{device_mark(torch.device(device))}"
         models[name] = ZooModel(name, version, scale, stored.family, module, stored.member, progress, autocast)
     return models

@@ -43,7 +43,7 @@ def finetune(
     Example: finpercep finetune --reward http://127.0.0.1:8000 --policy tiny --data photos/ --out runs/ft --steps 300
     """
     from data_synth.degradations import DegradationConfig
-    from finpercep.cli.device import resolve_device
+    from data_synth.device import resolve_device
     from finpercep.cli.photo_pairs import PhotoPairs
     from finpercep.client import RewardClient
     from finpercep.curriculum.loop import FinetuneConfig

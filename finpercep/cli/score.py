@@ -121,7 +121,7 @@ def _score_one(path: Path, rung: Rung, maps: MapFiles | None) -> Row:
 @contextmanager
 def _here(model: Path | None, rung: str | None, device: str) -> Iterator[Rung]:
     """A rung of a ladder on this machine."""
-    from finpercep.cli.device import resolve_device
+    from data_synth.device import resolve_device
     from finpercep.predictor import load_predictors, packaged_model_folder
 
     predictors = load_predictors(model or packaged_model_folder(), resolve_device(device))

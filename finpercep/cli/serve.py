@@ -25,7 +25,7 @@ def serve(
     """
     from pydantic import ValidationError
 
-    from finpercep.cli.device import resolve_device
+    from data_synth.device import resolve_device
     from finpercep.errors import ConfigError, MissingExtraError
     from finpercep.predictor import load_predictors, packaged_model_folder
 

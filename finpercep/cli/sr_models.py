@@ -62,7 +62,7 @@ class DiffusionSRModel:
 
 def diffusion_sr_models(folder: Path, name: str, device: str = "auto") -> dict[str, SRModel]:
     """The policy in ``folder`` and its early snapshots, as ``NAME`` and ``NAME@STEP``."""
-    from finpercep.cli.device import resolve_device
+    from data_synth.device import device_mark, resolve_device
     from finpercep.sr.pretrain import SNAPSHOTS
     from finpercep.sr.tiny import TinyDiffusionSR
 
@@ -71,7 +71,7 @@ def diffusion_sr_models(folder: Path, name: str, device: str = "auto") -> dict[s
     for own_name, path in folders.items():
         policy = TinyDiffusionSR.from_pretrained(path, device=resolve_device(device), autocast=True)
         policy.unet.requires_grad_(False).eval()
-        models[own_name] = DiffusionSRModel(policy, own_name, policy_digest(path))
+        models[own_name] = DiffusionSRModel(policy, own_name, f"{policy_digest(path)}+bfloat16{device_mark(policy.device)}")
     return models
 
 
@@ -99,10 +99,11 @@ def _load_policy(source: Source, scale: int, device: str) -> Mapping[str, SRMode
 
 def _load_zoo(source: Source, scale: int, device: str) -> Mapping[str, SRModel]:
     """``zoo``, the packaged one, or ``zoo:DIR``, one that train-zoo wrote."""
+    from data_synth.device import resolve_device
     from data_synth.zoo.model import load_zoo
-    from finpercep.cli.device import resolve_device
 
-    return load_zoo(Path(source.target) if source.target else packaged_zoo_folder(), scale, device=resolve_device(device))
+    folder = Path(source.target) if source.target else packaged_zoo_folder()
+    return load_zoo(folder, scale, prefix=source.name or "zoo", device=resolve_device(device))
 
 
 def packaged_zoo_folder() -> Path:

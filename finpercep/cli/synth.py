@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from data_synth.schema import MANIFEST_NAME
 from finpercep.cli.console import progress_bar, say, warn
 from finpercep.cli.options import Device
 from finpercep.errors import ConfigError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from data_synth.build import Build, BuildProgress
     from data_synth.engines import Engine
     from data_synth.photos import PhotoSource
@@ -68,7 +71,8 @@ def synth(
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first photo that cannot be used.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help=f"Also write {PREVIEW_NAME}, a contact sheet.")] = False,
     explain: Annotated[
-        int | None, typer.Option(help="Build nothing; replay sample INDEX of this build and write a picture of each step.")
+        int | None,
+        typer.Option(help="Build nothing; replay sample INDEX of --out (same --photos and --sr) as a picture, step by step."),
     ] = None,
     gallery: Annotated[
         Path | None, typer.Option(help="Build nothing; write a picture of every artefact at three severities.")
@@ -96,16 +100,18 @@ def synth(
         "ground_truth.features": features,
         "quality.metric": quality,
     }
-    settings = build_config(config, flags, scale=scale)
+    is_built = explain is not None and (out / MANIFEST_NAME).exists()
+    settings = build_config(config, flags, scale=scale, built=out if is_built else None)
     factor = settings.recipe.scale
     names = [] if no_sr else sr or default_sources(factor)
     networks = network_factory(names, scale=factor, perturb=not no_perturb, segmenter=segmenter, device=device)
     cache = None if no_sr_cache else sr_cache or out.absolute().parent / _SR_CACHE_NAME
+    makes = _engine(engine, workers, ray_address, gpus_per_worker)
     build = plan(sources, out, settings, networks=networks, sr_cache=cache, strict=strict)
     if explain is not None:
         write_explanation(build, explain)
         return
-    run_build(build, _engine(engine, workers, ray_address, gpus_per_worker))
+    run_build(build, makes)
     if preview:
         write_preview(out)
         say(f"contact sheet: {out / PREVIEW_NAME}")
@@ -115,6 +121,8 @@ def _engine(name: str, workers: int, ray_address: str | None, gpus_per_worker: f
     from data_synth.engines.processes import ProcessEngine
     from data_synth.engines.ray_data import RayEngine
 
+    if ray_address and name != "ray":
+        raise ConfigError("--ray-address is for --engine ray; add it, or leave the address out")
     if name == "ray":
         return RayEngine(workers, ray_address, gpus_per_worker)
     return ProcessEngine(workers)
@@ -179,13 +187,12 @@ def write_preview(out: Path, rows: int = _PREVIEW_ROWS) -> Path:
 
 
 def write_explanation(build: Build, index: int) -> Path:
-    """Replay a sample of ``build`` as a picture of each step, beside the data set; print its recipe."""
+    """Replay a sample of ``build`` as a picture of each step, beside the data set's folder; print its recipe."""
     from data_synth.explain import explain_sheet
 
     recipe, ingredients = build.replay(index)
-    path = build.out / f"explain-{index}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    explain_sheet(recipe, ingredients, build.config.ground_truth).save(path)
+    path = build.out.with_name(f"{build.out.name}-sample-{index}.png")
+    save_picture(explain_sheet(recipe, ingredients, build.config.ground_truth), path)
     print(recipe.to_json())
     say(f"sample {index}, step by step: {path}")
     return path
@@ -197,5 +204,14 @@ def write_gallery(sources: Sequence[PhotoSource], path: Path) -> None:
 
     pixels = sources[0].photos[0].read()
     top, left = (max(0, side - _GALLERY_SIDE) // 2 for side in pixels.shape[:2])
-    artefact_gallery(pixels[top : top + _GALLERY_SIDE, left : left + _GALLERY_SIDE]).save(path)
+    save_picture(artefact_gallery(pixels[top : top + _GALLERY_SIDE, left : left + _GALLERY_SIDE]), path)
     say(f"gallery of artefacts: {path}")
+
+
+def save_picture(picture: Image, path: Path) -> None:
+    """Write a picture in the format its name ends in. Raises `ConfigError` when that is none."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    except ValueError as error:
+        raise ConfigError(f"{path}: must end in .png, .jpg or .webp") from error

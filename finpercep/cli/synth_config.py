@@ -8,33 +8,37 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_synth.degradations import DegradationConfig
 from data_synth.plan import BuildConfig
-from data_synth.recipe import RecipeConfig
+from data_synth.schema import read_manifest
 from finpercep.errors import ConfigError
 
 Tree = dict[str, Any]
+_REPLACED = frozenset({"recipe.mask.shapes"})
+"""Tables that are lists of what is wanted: what a file leaves out of them is not wanted."""
 
 
-def build_config(file: Path | None, flags: Mapping[str, Any], *, scale: int | None = None) -> BuildConfig:
+def build_config(
+    file: Path | None, flags: Mapping[str, Any], *, scale: int | None = None, built: Path | None = None
+) -> BuildConfig:
     """Settings of a build.
 
     Args:
         file: TOML with any part of `BuildConfig`, nested as it is: ``[recipe.mix]``, ``[recipe.mask]``, ``[ground_truth]``, …
+            There are as many ``[[recipe.degradation.stages]]`` as the file has, each on top of the default stage of its place;
+            a table of mask shapes replaces the default.
         flags: dotted names, ``recipe.crop``, and values; None leaves the file's value, or the default.
         scale: of both degradations; None leaves the file's.
+        built: a data set whose settings are the defaults; None: those of `BuildConfig`.
 
     Raises:
         ConfigError: the file cannot be read, or a setting is unknown or out of range; names it.
     """
     from pydantic import TypeAdapter, ValidationError
 
-    given = _read(file) if file else {}
-    scale = scale or given.get("recipe", {}).get("degradation", {}).get("scale", 4)
-    defaults = BuildConfig(
-        count=1000, recipe=RecipeConfig(degradation=DegradationConfig(scale=scale), light=DegradationConfig.light(scale))
-    )
-    tree = _merge(asdict(defaults), given, str(file))
+    base = asdict(BuildConfig(count=1000))
+    if built:
+        base = {name: value for name, value in read_manifest(built).config.items() if name in base}
+    tree = _merge(base, _read(file), str(file)) if file else base
     for name, value in flags.items():
         if value is not None:
             *path, last = name.split(".")
@@ -42,7 +46,8 @@ def build_config(file: Path | None, flags: Mapping[str, Any], *, scale: int | No
             for part in path:
                 branch = branch[part]
             branch[last] = value
-    tree["recipe"]["degradation"]["scale"] = tree["recipe"]["light"]["scale"] = scale
+    recipe = tree["recipe"]
+    recipe["light"]["scale"] = recipe["degradation"]["scale"] = recipe["degradation"]["scale"] if scale is None else scale
     try:
         config: BuildConfig = TypeAdapter(BuildConfig).validate_python(tree)
     except ValidationError as error:
@@ -65,10 +70,19 @@ def _merge(base: Tree, over: Tree, file: str, prefix: str = "") -> Tree:
         name = f"{prefix}{key}"
         if key not in base:
             raise ConfigError(f"{file}: no setting is called {name}; here there are {', '.join(sorted(base))}")
-        if isinstance(base[key], dict):
+        if isinstance(base[key], dict) and name not in _REPLACED:
             if not isinstance(value, dict):
                 raise ConfigError(f"{file}: {name} is a table of settings, got {value!r}")
             merged[key] = _merge(base[key], value, file, f"{name}.")
+        elif _is_tables(base[key]):
+            if not _is_tables(value):
+                raise ConfigError(f"{file}: {name} is a list of tables, [[{name}]], got {value!r}")
+            places = [base[key][min(place, len(base[key]) - 1)] for place in range(len(value))]
+            merged[key] = [_merge(place, item, file, f"{name}.") for place, item in zip(places, value, strict=True)]
         else:
             merged[key] = value
     return merged
+
+
+def _is_tables(value: object) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, dict) for item in value)

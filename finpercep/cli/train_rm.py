@@ -49,7 +49,7 @@ def train_rm(
 
     Example: finpercep train-rm --data runs/data --out runs/ladder
     """
-    from finpercep.cli.device import resolve_device
+    from data_synth.device import resolve_device
     from finpercep.reward_model.build import with_encoder_statistics
     from finpercep.reward_model.config import RewardModelConfig
     from finpercep.reward_model.ladder import LadderConfig

@@ -44,8 +44,8 @@ def train_sr(
     import torch
 
     from data_synth.degradations import DegradationConfig
+    from data_synth.device import resolve_device
     from data_synth.photos import find_photos, split_photos
-    from finpercep.cli.device import resolve_device
     from finpercep.cli.photo_pairs import PhotoPairs, load_photos
     from finpercep.sr.pretrain import PretrainConfig, measure_residual_std, pretrain
     from finpercep.sr.tiny import TinyConfig, TinyDiffusionSR, build_scheduler, build_unet

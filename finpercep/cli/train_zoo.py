@@ -48,11 +48,11 @@ def train_zoo(
 
     Example: finpercep train-zoo --data photos/ --out runs/zoo --preview zoo.png
     """
+    from data_synth.device import resolve_device
     from data_synth.photos import find_photos, split_photos
     from data_synth.zoo.members import choose_members
     from data_synth.zoo.model import load_zoo
     from data_synth.zoo.train import ZooTrainConfig
-    from finpercep.cli.device import resolve_device
     from finpercep.cli.photo_pairs import load_photos
     from finpercep.training.run_config import claim_config
 

@@ -24,9 +24,9 @@ def upscale(
     """
     import torch
 
+    from data_synth.device import resolve_device
     from data_synth.schema.errors import ImageError
     from data_synth.schema.pixels import decode_rgb, encode_png, write_atomically
-    from finpercep.cli.device import resolve_device
     from finpercep.errors import ConfigError
     from finpercep.sr.packaged import load_policy
     from finpercep.sr.policy import seeded_generators

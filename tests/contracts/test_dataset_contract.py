@@ -60,7 +60,7 @@ def folder(tmp_path):
         shards.append(ShardRecord(path, split, len(indices), (tmp_path / path).stat().st_size))
     write_manifest(tmp_path, Manifest(3, {"count": 15}, True, tuple(shards), {"photos": 15}))
     notes = {"photos": 15, "left_out": [], "near_duplicates": 0, "sources": [], "counts": {}}
-    settings = {"seed": 3, "recipe": {"crop": 48, "degradation": {"scale": 4}}, "ground_truth": {"alpha": 0.5, "features": "none"}}
+    settings = {"seed": 3, "recipe": {"crop": 48, "degradation": {"scale": 4}}, "ground_truth": {"alpha": 0.5, "features": "x"}}
     (tmp_path / "README.md").write_text(dataset_card(shards, notes, settings))
     return tmp_path
 

@@ -26,6 +26,7 @@ from data_synth.artefacts import (
 from data_synth.gallery import artefact_gallery
 from data_synth.ground_truth import GroundTruthConfig, ground_truth_map
 from data_synth.photos import Photo
+from data_synth.recipe import RecipeConfig
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,9 @@ def test_any_drawn_artefact_suits_any_size(seed, size):
     result = apply_artefact(artefact, image, rng.uniform(size=image.shape).astype(np.float32))
     assert result.shape == image.shape
     assert np.isfinite(result).all()
-    assert 0.15 <= artefact.severity <= 1
+    low, high = RecipeConfig().severity
+    assert low <= artefact.severity <= high
+    assert inspect.signature(sample_artefact).parameters["severity"].default == (low, high)
 
 
 @pytest.mark.parametrize("kind", ARTEFACT_KINDS)

@@ -34,6 +34,10 @@ SAMPLES = photo_source("samples")
 PHOTOS = tuple(photo for photo in SAMPLES.photos if photo.source_id != "sample:motorcycle")
 
 
+def broken_network():
+    return Networks({"broken": BrokenSR("nan")})
+
+
 def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -216,9 +220,15 @@ def test_a_folder_of_another_build_is_refused(built, change, named):
     assert contents(built) == before
 
 
+def test_settings_that_never_made_a_shard_do_not_claim_the_folder(tmp_path):
+    with pytest.raises(SRModelError):
+        build(tmp_path, dataclasses.replace(CONFIG, recipe=RecipeConfig(crop=64, mix=MODELS_ONLY)), networks=broken_network)
+    assert build(tmp_path)[-1].done == 14
+
+
 def test_a_folder_with_foreign_data_is_refused(tmp_path):
     (tmp_path / "data").mkdir()
-    with pytest.raises(BuildError, match="choose an empty folder"):
+    with pytest.raises(BuildError, match="must be an empty or new folder"):
         build(tmp_path)
 
 

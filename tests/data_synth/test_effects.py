@@ -7,12 +7,23 @@ import pytest
 from scipy import ndimage
 
 from data_synth.effects import colour, geometry, noise, periodic, sharpening, smoothing
+from data_synth.images import luma
 
 
 def step_edge() -> np.ndarray:
     image = np.full((64, 64, 3), 0.3, dtype=np.float32)
     image[:, 32:] = 0.7
     return image
+
+
+def test_luma_is_the_weighted_sum_bit_by_bit_the_same_however_the_image_lies(crop):
+    grey = luma(crop)
+    assert grey.dtype == np.float32
+    assert np.allclose(grey, crop.astype(np.float64) @ [0.299, 0.587, 0.114], atol=1e-6)
+    assert all(np.array_equal(grey[row], luma(crop[row : row + 1])[0]) for row in range(0, len(crop), 7))
+    assert np.array_equal(grey, luma(np.asfortranarray(crop)))
+    red, green, blue = (np.float32(weight) * crop[..., i] for i, weight in enumerate((0.299, 0.587, 0.114)))
+    assert np.array_equal(grey, (red + green) + blue)
 
 
 def test_painterly_flattens_noise_and_keeps_an_edge():

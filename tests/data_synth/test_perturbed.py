@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from data_synth.sr_models.input_faults import INPUT_FAULTS, draw_input_fault, gaussian_blur
+from data_synth.sr_models.low_band import low_band, with_low_band_of
 from data_synth.sr_models.network_faults import NETWORK_FAULTS, WEIGHT_FAULTS, draw_fault
 from data_synth.sr_models.perturbed import (
     DEFAULT_STRENGTH,
@@ -23,10 +24,9 @@ from data_synth.sr_models.perturbed import (
     busiest_window,
     is_lost,
     is_network,
-    with_low_band_of,
 )
 from data_synth.sr_models.protocol import Crop, Span, SRCall, SRModelError, check_output
-from data_synth.sr_models.random_networks import NONLINEARITIES, SETTINGS, RandomNetworkSR, low_band
+from data_synth.sr_models.random_networks import NONLINEARITIES, SETTINGS, RandomNetworkSR
 
 CROP = Crop("photo", 0, 0, 160)
 

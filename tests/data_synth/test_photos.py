@@ -399,9 +399,9 @@ def test_a_second_scan_decodes_only_what_changed(folder, tmp_path, samples):
     first = scan_photos(photos, min_side=128, cache_file=cache)
     records = json.loads(cache.read_text())["photos"]
     assert set(records) == {"a.png", "b.png", "c.webp", "d.jpg", "f.png"}  # a photo that failed is tried again
-    records["b.png"][1:5] = [500, 500, *records["a.png"][3:5]]  # a lie a decoder would not tell
-    records["b.png"][5] = records["a.png"][5]
-    cache.write_text(json.dumps({"version": 1, "photos": records}))
+    records["b.png"][2:6] = [500, 500, *records["a.png"][4:6]]  # a lie a decoder would not tell
+    records["b.png"][6] = records["a.png"][6]
+    cache.write_text(json.dumps({"version": 2, "photos": records}))
     assert scan_photos(photos, min_side=128, cache_file=cache).groups == (("a.png", "b.png", "c.webp", "d.jpg"),)
     (folder / "b.png").write_bytes(encode_png(samples["china.jpg"]))
     assert scan_photos(photos, min_side=128, cache_file=cache).groups == first.groups

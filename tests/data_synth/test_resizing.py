@@ -7,6 +7,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_synth.degradations.resizing import (
     INTERPOLATIONS,
@@ -49,6 +51,35 @@ def test_the_same_size_is_the_same_image(interpolation, antialias, crop):
 def test_area_by_a_whole_factor_is_the_block_mean(crop):
     blocks = crop.astype(np.float64).reshape(40, 4, 40, 4, 3).mean(axis=(1, 3))
     assert np.allclose(resize_image(crop, (40, 40), "area"), blocks, atol=1e-6)
+
+
+SIDES = st.integers(8, 200)
+
+
+@given(before=SIDES, after=SIDES)
+def test_area_weighs_by_overlap_at_any_ratio(before, after):
+    """The oracle repeats each pixel until all borders are whole, and takes block means."""
+    line = np.random.default_rng(before).random(before)
+    fine = math.lcm(before, after)
+    expected = line.repeat(fine // before).reshape(after, -1).mean(axis=1)
+    image = np.repeat(line.astype(np.float32)[:, None, None], 3, axis=2)
+    tall, wide = resize_image(image, (after, 1), "area"), resize_image(image.swapaxes(0, 1), (1, after), "area")
+    assert np.allclose(tall[:, 0, 0], expected, atol=1e-6) and np.array_equal(tall[:, 0], wide[0])
+
+
+@pytest.mark.parametrize(("before", "after"), [(65, 64), (64, 65), (63, 32), (100, 37), (256, 97), (256, 255), (50, 67)])
+@pytest.mark.parametrize("place", [0.3, 0.43, 0.5, 0.71])
+def test_area_keeps_content_in_its_place_and_the_mean(before, after, place):
+    """The centroid of a small blob, in input px."""
+    centre, spread = place * before, max(1.5, 0.8 * before / after)
+    profile = np.exp(-0.5 * ((np.arange(before) + 0.5 - centre) / spread) ** 2)
+    image = np.repeat(np.outer(profile, profile).astype(np.float32)[..., None], 3, axis=2)
+    resized = resize_image(image, (after, after), "area").astype(np.float64)
+    positions = (np.arange(after) + 0.5) * before / after
+    for axis in (0, 1):
+        marginal = resized[..., 1].sum(axis=1 - axis)
+        assert abs((marginal * positions).sum() / marginal.sum() - centre) < 0.05
+    assert resized.mean() == pytest.approx(image.astype(np.float64).mean(), rel=1e-5)
 
 
 def test_bilinear_without_antialiasing_looks_at_the_middle_pixels_alone(crop):

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_synth import sr_cache
-from data_synth.sr_cache import SRCache, SRCacheError, batch_key, cached_super_resolve
+from data_synth.schema.errors import StorageError
+from data_synth.sr_cache import SRCache, batch_key, cached_super_resolve
 from data_synth.sr_models.protocol import Crop, Span, SRCall, SRModelError
 
 KEY = "ab" + "0" * 62
@@ -192,19 +192,10 @@ def test_what_is_not_an_image_is_not_kept(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_said(tmp_path, monkeypatch):
-    def full(path, data):
-        raise OSError(28, "No space left on device", str(path))
-
-    monkeypatch.setattr(sr_cache, "write_atomically", full)
-    with pytest.raises(SRCacheError, match=r"with room, got: No space left on device; make room"):
-        SRCache(tmp_path).put(KEY, a_batch(0))
-
-
 def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
     assert SRCache(tmp_path / "file").get(KEY) is None
-    with pytest.raises(SRCacheError, match="must be a writable folder"):
+    with pytest.raises(StorageError, match=r"cannot be written: .*; make room, or choose another folder"):
         SRCache(tmp_path / "file").put(KEY, a_batch(0))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 from functools import partial
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -15,11 +17,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from data_synth.device import DeviceError, device_mark, resolve_device
 from data_synth.schema.pixels import encode_png
 from data_synth.sr_models.checkpoint import load_checkpoint
-from data_synth.sr_models.device import sr_device
 from data_synth.sr_models.perturbed import KIND, STRENGTH, PerturbedSR
 from data_synth.sr_models.protocol import Crop, SRCall, SRModelError, check_output
+from data_synth.sr_models.random_networks import RandomNetworkSR
 from data_synth.sr_models.ready_outputs import ready_outputs, shows_same_scene
 from data_synth.sr_models.sources import Source, load_sources, parse_source
 
@@ -51,8 +54,9 @@ def weights(tmp_path):
 
 
 def _refused(path, match):
-    with pytest.raises(SRModelError, match=match):
+    with pytest.raises(SRModelError, match=match) as error:
         load_checkpoint(path, device="cpu")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt"])
@@ -159,11 +163,31 @@ def test_a_checkpoint_can_be_perturbed_and_is_whole_again(weights, lr):
 
 
 def test_devices():
-    assert sr_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(SRModelError, match="must be auto, cpu or cuda"):
-        sr_device("quantum")
-    with pytest.raises(SRModelError, match="this machine has"):
-        sr_device("cuda:99")
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("quantum", "meta"):
+        with pytest.raises(DeviceError, match="must be auto, cpu or cuda"):
+            resolve_device(name)
+    with pytest.raises(DeviceError, match="this machine has"):
+        resolve_device("cuda:99")
+
+
+def test_a_version_says_what_decides_the_bits(weights):
+    assert [device_mark(torch.device(name)) for name in ("cpu", "cuda", "cuda:1")] == ["", "+cuda", "+cuda"]
+    model = load_checkpoint(weights, device="cpu")
+    assert re.fullmatch(rf"[0-9a-f]{{16}}\+spandrel{re.escape(metadata.version('spandrel'))}", model.version)
+    on_cpu = PerturbedSR(model).version
+    assert on_cpu.startswith(f"{model.version}~")
+    model.module.to("meta")  # a device every machine has
+    assert PerturbedSR(model).version == f"{on_cpu}+meta"
+    model.version += "+meta"
+    assert PerturbedSR(model).version == f"{on_cpu}+meta", "the mark is last, and there once"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_version_names_a_gpu(weights):
+    model = load_checkpoint(weights, device="cuda")
+    versions = [model.version, PerturbedSR(model).version, RandomNetworkSR(4, device="cuda").version]
+    assert all(version.endswith("+cuda") and version.count("+cuda") == 1 for version in versions)
 
 
 # -- ready outputs --------------------------------------------------------------------------------------------------------
@@ -197,6 +221,10 @@ def test_a_ready_output_is_cut_where_the_call_says(tmp_path, china, flip):
         ("a/b.png", "a/b.jpg", True),
         ("a/b_out.png", "a/b.jpg", True),
         ("b-sr.png", "a/b.jpg", True),
+        ("a/b.png", "b.jpg", False),
+        ("a/b.png", "c/b.jpg", False),
+        ("a/1_x4.png", "b/1.png", False),
+        ("a/1_x4.png", "c/a/1.png", False),
         ("b_SR.webp", "b.jpg", True),
         ("b_x4_out.png", "b.png", True),
         ("b_4x.png", "b.png", True),
@@ -215,19 +243,37 @@ def test_pairing_by_name(tmp_path, output, photo, covered):
 
 
 def test_a_sub_folder_decides_and_ambiguity_is_an_error_that_names_both(tmp_path):
-    for name in ("a/p.png", "b/p.png", "q_out.png", "q_x4.png", "r.png", "r_out.png"):
+    for name in ("a/p.png", "b/p.png", "q_out.png", "q_x4.png", "r/s.png", "r/s.webp"):
         _save(tmp_path / name, np.zeros((4, 4, 3), np.uint8))
     model = ready_outputs(tmp_path, scale=4)
-    assert model.covers("a/p.jpg") and model.covers("b/p.jpg") and not model.covers("zzz.jpg")
-    for photo, names in (("c/p.jpg", "a/p.png, b/p.png"), ("q.jpg", "q_out.png, q_x4.png"), ("r.jpg", "r.png, r_out.png")):
+    assert model.covers("a/p.jpg") and model.covers("b/p.jpg") and not model.covers("c/p.jpg")
+    for photo, names in (("q.jpg", "q_out.png, q_x4.png"), ("d/q.jpg", "q_out.png, q_x4.png"), ("r/s.jpg", "r/s.png, r/s.webp")):
         with pytest.raises(SRModelError, match=f"expected one output for photo {photo}, got 2: {names}"):
             model.covers(photo)
+
+
+def test_a_name_as_it_is_goes_before_one_without_its_ending(tmp_path, china):
+    _save(tmp_path / "foo.png", china)
+    _save(tmp_path / "foo_x4.png", china[:, ::-1])
+    model = ready_outputs(tmp_path, scale=4)
+    for photo, pixels in (("foo.png", china), ("foo_x4.png", china[:, ::-1]), ("deep/foo.png", china)):
+        crop = Crop(photo, 180, 200, 160)
+        sr = model(_lr_of(pixels, crop), [SRCall(0, {}, crop)])
+        assert np.array_equal((sr[0].permute(1, 2, 0).numpy() * 255).round(), pixels[180:340, 200:360])
+
+
+def test_files_that_are_no_pictures_are_refused_when_the_folder_is_opened(tmp_path, china):
+    _save(tmp_path / "good.png", china[:32, :32])
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    with pytest.raises(SRModelError, match=r"got 2 of 3 files that cannot be read, first bad\.png \(not a picture\)"):
+        ready_outputs(tmp_path, scale=4)
 
 
 def test_an_output_of_another_size_or_scene_is_an_error_that_names_the_file(tmp_path, china, chelsea):
     _save(tmp_path / "small.png", china[:300, :400])
     _save(tmp_path / "cat.png", np.tile(chelsea, (2, 2, 1))[:427, :640])
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "cat.png").read_bytes()[:5000])
     model = ready_outputs(tmp_path, scale=4)
 
     def fails(crop, match):
@@ -240,7 +286,7 @@ def test_an_output_of_another_size_or_scene_is_an_error_that_names_the_file(tmp_
     )
     fails(Crop("small.jpg", 180, 240, 160), r"small\.png: expected the size .* reaches at least to 400x340, got 400x300")
     fails(Crop("cat.jpg", 180, 200, 160), r"cat\.png: shows something else than photo cat\.jpg")
-    fails(Crop("broken.jpg", 0, 0, 160), r"broken\.png: not a picture")
+    fails(Crop("broken.jpg", 0, 0, 160), r"broken\.png: damaged picture")
     fails(Crop("none.jpg", 0, 0, 160), "holds no output for photo none")
     with pytest.raises(SRModelError, match="does not fit x2"):
         ready_outputs(tmp_path, scale=2)(_lr_of(china, CALL.crop), [SRCall(0, {}, Crop("small.jpg", 0, 0, 64))])
@@ -320,8 +366,6 @@ def test_a_source_reads_as_it_is_written(source):
 
 def _two_tiny(source, scale, device):
     """A scheme of a caller's own."""
-    from data_synth.sr_models.random_networks import RandomNetworkSR
-
     return {name: RandomNetworkSR(int(source.target or scale), name=name, device=device) for name in ("one", "two")}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib import metadata
 
 import diffusers
 import huggingface_hub.constants
@@ -217,6 +218,7 @@ def test_the_version_follows_the_weights(folders, tmp_path):
     shutil.copytree(folders / "latent", copy)
     (copy / "README.md").write_text("a note")
     assert load_pipeline(str(copy), scale=4, device="cpu").version == before.version
+    assert before.version.endswith(f"+diffusers{metadata.version('diffusers')}")
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({name: tensor + 0.01 for name, tensor in load_file(weights).items()}, weights)
     assert load_pipeline(str(tmp_path / "latent"), scale=4, device="cpu").version != before.version

@@ -13,6 +13,7 @@ from data_synth.degradations import DegradationConfig
 from data_synth.photos import sample_photos
 from data_synth.sample import swap_region
 from finpercep.cli.photo_pairs import PhotoPairs
+from finpercep.cli.sr_models import packaged_zoo_folder
 from finpercep.predictor import load_predictors, packaged_model_folder
 from finpercep.sr.packaged import load_policy, packaged_policy_folder
 from finpercep.sr.panel import panel_scores
@@ -25,8 +26,9 @@ def size_mb(folder):
 
 def test_size_and_cards():
     assert size_mb(packaged_model_folder()) <= 10
-    assert size_mb(packaged_policy_folder()) <= 10
-    for folder in (packaged_model_folder(), packaged_policy_folder()):
+    assert size_mb(packaged_policy_folder() / "unet") <= 10
+    assert size_mb(packaged_zoo_folder()) <= 6
+    for folder in (packaged_model_folder(), packaged_policy_folder(), packaged_zoo_folder()):
         card = (folder / "README.md").read_text().lower()
         for word in ("licence", "held-out", "command", "limits"):
             assert word in card, (folder, word)
