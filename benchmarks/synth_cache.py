@@ -2,8 +2,9 @@
 
     python -m benchmarks.synth_cache --photos photos/ [--samples 96]
 
-Every sample from the packaged diffusion SR at 4 steps, whole, 256 px: a light example of neural SR, since large diffusion models
-cost far more. Baseline: the first build. Then the same build with other masks, on the cache the first one filled.
+Every sample from the packaged diffusion SR (1 to 4 steps) or its early snapshot, 256 px: a light example of neural SR, since
+large diffusion models cost far more. Baseline: the first build. Then the same build with other masks, on the cache the first
+one filled.
 """
 
 from __future__ import annotations

@@ -68,6 +68,18 @@ def digest_of(model: dict[str, Any], state: dict[str, torch.Tensor]) -> str:
     return f"sha256:{sha.hexdigest()}"
 
 
+def as_stored(state: dict[str, torch.Tensor], dtypes: dict[str, torch.dtype]) -> dict[str, torch.Tensor]:
+    """``state`` in the types it was stored in, where that loses nothing; otherwise ``state`` as it is.
+
+    Args:
+        state: weights, perhaps changed since they were read.
+        dtypes: the type of each tensor in the checkpoint they were read from; may be empty.
+    """
+    narrowed = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in state.items()}
+    unchanged = all(torch.equal(narrowed[name].to(tensor.dtype), tensor) for name, tensor in state.items())
+    return narrowed if unchanged else state
+
+
 def write_checkpoint(
     folder: Path, model: dict[str, Any], state: dict[str, torch.Tensor], *, dtype: torch.dtype | None = None
 ) -> str:

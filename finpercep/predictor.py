@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from data_synth.schema.pixels import RGB8
-from finpercep.checkpoint import read_ladder
-from finpercep.errors import ImageError, RewardError, SchemaError
+from finpercep.checkpoint import LadderRung, read_ladder
+from finpercep.errors import ConfigError, ImageError, RewardError, SchemaError
 from finpercep.regions import Region, find_regions
 from finpercep.reward import RewardWeights, fuse
 from finpercep.reward_model.model import MIN_SIDE, FinPercepRM, Perception
@@ -125,10 +125,12 @@ class Predictor:
             seen = self.model.perceive(_to_batch(pixels[c_top:c_bottom, c_left:c_right]).to(self.device))
             if deep is None:
                 deep = seen.deep.new_zeros((1, seen.deep.shape[1], -(-height // stride), -(-width // stride)))
-                logits = seen.deep.new_zeros((1, -(-height // map_stride), -(-width // map_stride)))
+                logits = seen.deep.new_zeros((1, *(side * (stride // map_stride) for side in deep.shape[-2:])))
             for target, source, step in ((deep, seen.deep, stride), (logits, seen.coarse_logits, map_stride)):
                 if target is not None and source is not None:
-                    rows, columns = slice(top // step, -(-bottom // step)), slice(left // step, -(-right // step))
+                    per_deep = stride // step  # the last tile's padding is kept: the map's edge is interpolated with it
+                    rows = slice(top // step, -(-bottom // stride) * per_deep)
+                    columns = slice(left // step, -(-right // stride) * per_deep)
                     row, column = (top - c_top) // step, (left - c_left) // step
                     part = target[..., rows, columns]
                     part.copy_(source[..., row : row + part.shape[-2], column : column + part.shape[-1]])
@@ -171,13 +173,29 @@ def load_predictors(folder: Path, device: torch.device | str = "cpu") -> dict[st
         SchemaError: a file breaks contract 2, or a rung is not the one the ladder names.
     """
     ladder = read_ladder(folder)
-    predictors = {}
-    for entry in ladder.rungs:
-        model = FinPercepRM.load(folder / entry.path)
-        if model.digest != entry.digest:
-            raise SchemaError(str(folder / "ladder.json"), f"digest of {entry.rung}", entry.digest, model.digest)
-        predictors[entry.rung] = Predictor(model, name=ladder.name, rung=entry.rung, digest=entry.digest, device=device)
-    return predictors
+    return {entry.rung: _load_entry(folder, ladder.name, entry, device) for entry in ladder.rungs}
+
+
+def load_predictor(folder: Path, rung: str | None = None, device: torch.device | str = "cpu") -> Predictor:
+    """One rung of a ladder, by default the last; the others are not read.
+
+    Raises:
+        ConfigError: the ladder has no such rung.
+        WeightsError, SchemaError: as `load_predictors`.
+    """
+    ladder = read_ladder(folder)
+    entries = {entry.rung: entry for entry in ladder.rungs}
+    chosen = ladder.rungs[-1].rung if rung is None else rung
+    if chosen not in entries:
+        raise ConfigError(f"{folder} has the rungs {', '.join(entries)}, got {chosen!r}")
+    return _load_entry(folder, ladder.name, entries[chosen], device)
+
+
+def _load_entry(folder: Path, name: str, entry: LadderRung, device: torch.device | str) -> Predictor:
+    model = FinPercepRM.load(folder / entry.path)
+    if model.digest != entry.digest:
+        raise SchemaError(str(folder / "ladder.json"), f"digest of {entry.rung}", entry.digest, model.digest)
+    return Predictor(model, name=name, rung=entry.rung, digest=entry.digest, device=device)
 
 
 def packaged_model_folder() -> Path:

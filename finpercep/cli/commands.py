@@ -8,6 +8,7 @@ import typer
 
 from finpercep.cli.demo import demo
 from finpercep.cli.eval_rm import eval_rm
+from finpercep.cli.export import export
 from finpercep.cli.finetune import finetune
 from finpercep.cli.report import report
 from finpercep.cli.score import score
@@ -28,6 +29,7 @@ def register(app: typer.Typer) -> None:
         "train-zoo": train_zoo,
         "train-rm": train_rm,
         "eval-rm": eval_rm,
+        "export": export,
         "score": score,
         "serve": serve,
         "finetune": finetune,

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from huggingface_hub import ModelHubMixin, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import HfApi, ModelHubMixin
 from torch import nn
 from torch.nn import functional as F
 
-from finpercep.checkpoint import read_checkpoint, write_checkpoint
-from finpercep.errors import ConfigError, SchemaError, WeightsError
+from finpercep.checkpoint import as_stored, read_checkpoint, write_checkpoint
+from finpercep.errors import ConfigError, SchemaError
 from finpercep.reward_model.config import RewardModelConfig
+from finpercep.reward_model.hub import HubApi, download, model_card, upload
 from finpercep.reward_model.map_decoder import MapDecoder
-from finpercep.reward_model.score_head import MapForScore, ScoreHead, bring_to
+from finpercep.reward_model.score_head import MapForScore, ScoreHead, bring_to_deep
 
 MIN_SIDE = 32
 """Smallest image side in px that the model takes."""
@@ -49,7 +50,7 @@ class Perception:
 
     Attributes:
         deep: f_N, (N, C, h, w).
-        coarse_logits: map logits at the rung's stride, (N, h', w'), cropped to the image; None for RM_0.
+        coarse_logits: map logits at the rung's stride, (N, h', w'), of the padded image; None for RM_0.
     """
 
     deep: torch.Tensor
@@ -64,7 +65,8 @@ class FinPercepRM(nn.Module, ModelHubMixin):
     ) -> None:
         super().__init__()
         self.config, self.encoder, self.map_decoder, self.score_head = config, encoder, map_decoder, score_head
-        self.digest: str | None = None  # of the checkpoint it was loaded from
+        self.digest: str | None = None  # of the checkpoint it was loaded from, or saved as since
+        self.stored_dtypes: dict[str, torch.dtype] = {}  # of that checkpoint's tensors
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
         self.mean: torch.Tensor
@@ -87,50 +89,84 @@ class FinPercepRM(nn.Module, ModelHubMixin):
 
     def perceive(self, images: torch.Tensor) -> Perception:
         """Run encoder and decoder on (N, 3, H, W); sides are padded by reflection to a multiple of f_N's stride."""
-        height, width = images.shape[-2:]
-        period = self.config.deep_stride
-        padded = F.pad(images, (0, -width % period, 0, -height % period), mode="reflect")
+        bottom, right = (self._padding(side) for side in images.shape[-2:])
+        padded = F.pad(images, (0, right, 0, bottom), mode="reflect")
         features = self.encoder((padded - self.mean) / self.std)
-        if self.map_decoder is None:
-            return Perception(features[-1], None)
-        stride = self.config.map_stride or 1
-        logits = self.map_decoder(features)[:, : -(-height // stride), : -(-width // stride)]
-        return Perception(features[-1], logits)
+        return Perception(features[-1], None if self.map_decoder is None else self.map_decoder(features))
 
     def score(self, seen: Perception, size: tuple[int, int]) -> torch.Tensor:
-        """S in [0, 1], (N,), of images of ``size`` (height, width)."""
-        logit = self.score_head(seen.deep, self._map_for_score(seen), self._image_share(seen.deep, size))
+        """S in [0, 1], (N,), of images of ``size`` (height, width): what lies in the padding has no weight."""
+        logit = self.score_head(
+            seen.deep, self._map_for_score(seen, size), self._inside(seen.deep, size, self.config.deep_stride)
+        )
         return torch.sigmoid(self.config.score_scale * logit.float() + self.config.score_shift)
 
-    def _map_for_score(self, seen: Perception) -> MapForScore | None:
-        """Where f_N reaches beyond the image because the input was padded, the map's edge is repeated."""
+    def _map_for_score(self, seen: Perception, size: tuple[int, int]) -> MapForScore | None:
         if seen.coarse_logits is None:
             return None
-        own = seen.coarse_logits.sigmoid()
-        ratio = self.config.deep_stride // (self.config.map_stride or 1)
-        height, width = seen.deep.shape[-2:]
-        missing = (0, width * ratio - own.shape[-1], 0, height * ratio - own.shape[-2])
-        padded = F.pad(own[:, None], missing, mode="replicate")[:, 0] if any(missing) else own
-        return MapForScore(own, bring_to(padded, (height, width), self.config.map_pooling))
+        stride = self.config.map_stride or 1
+        padded = seen.coarse_logits.sigmoid()
+        inside = self._inside(padded, size, stride)
+        rows, columns = (_blocks(side, stride) for side in size)
+        own = padded[:, :rows, :columns]
+        return MapForScore(own, bring_to_deep(padded, inside, self.config.deep_stride // stride, self.config.map_pooling))
 
-    def _image_share(self, deep: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """(h, w): the share of each f_N position that lies inside the image."""
+    def _inside(self, planes: torch.Tensor, size: tuple[int, int], stride: int) -> torch.Tensor:
+        """The share of each position of ``planes`` (at ``stride``, padding included) that lies inside the image, (h, w)."""
         rows, columns = (
-            (side / self.config.deep_stride - torch.arange(count, device=deep.device)).clamp(0, 1)
-            for side, count in zip(size, deep.shape[-2:], strict=True)
+            F.avg_pool1d(F.pad(planes.new_ones(1, 1, side), (0, self._padding(side))), stride)[0, 0] for side in size
         )
         return rows[:, None] * columns[None, :]
 
+    def _padding(self, side: int) -> int:
+        return _blocks(side, self.config.deep_stride) * self.config.deep_stride - side
+
     def upsample_logits(self, coarse_logits: torch.Tensor | None, size: tuple[int, int]) -> torch.Tensor | None:
-        """Map logits at the rung's stride → (N, H, W) at input resolution."""
+        """Map logits at the rung's stride, padding included → (N, H, W) at input resolution."""
         if coarse_logits is None:
             return None
         stride = self.config.map_stride or 1
         full = F.interpolate(coarse_logits[:, None].float(), scale_factor=stride, mode="bilinear", align_corners=False)
         return full[:, 0, : size[0], : size[1]]
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        write_checkpoint(save_directory, self.config.to_json(), self.state_dict())
+    def save_pretrained(self, save_directory: str | Path) -> None:  # type: ignore[override]  # the mixin's writes its own config
+        """Write contract 2 into a folder. An unchanged model keeps the precision it was stored in, and so its digest."""
+        state = as_stored(self.state_dict(), self.stored_dtypes)
+        self.digest = write_checkpoint(Path(save_directory), self.config.to_json(), state)
+
+    def push_to_hub(  # type: ignore[override]  # fewer options than the mixin's
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        message: str = "Upload a FinPercep reward model",
+        licence: str | None = None,
+        notes: str = "",
+        api: HubApi | None = None,
+    ) -> str:
+        """Upload contract 2 and a model card; `from_pretrained` takes the same ``repo_id``.
+
+        Args:
+            repo_id: NAME or OWNER/NAME; made when absent.
+            private: whether a new repository is.
+            token: the hub's; by default the one of `hf auth login`.
+            message: of the commit.
+            licence: the card's licence, as the hub names it (``apache-2.0``).
+            notes: Markdown for the card: data, training, figures, limits.
+            api: the hub's client.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            WeightsError: the hub cannot be reached or refused.
+        """
+        with TemporaryDirectory() as name:
+            self.save_pretrained(name)
+            card = model_card(self.config, self.digest, repo_id=repo_id, licence=licence, notes=notes)
+            card.save(Path(name) / "README.md")
+            return upload(Path(name), repo_id, api or HfApi(token=token), private=private, message=message)
 
     @classmethod
     def load(cls, folder: Path) -> FinPercepRM:
@@ -144,25 +180,29 @@ class FinPercepRM(nn.Module, ModelHubMixin):
         except (ConfigError, RuntimeError) as error:
             raise SchemaError(str(folder), "model", "a config and weights that fit each other", str(error)) from error
         model.digest = checkpoint.digest
+        model.stored_dtypes = {name: tensor.dtype for name, tensor in checkpoint.state.items()}
         return model.eval()
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # the mixin's also builds from its own config format, which is not ours
-        cls, pretrained_model_name_or_path: str | Path, *, revision: str | None = None, **hub: Any
+        cls, pretrained_model_name_or_path: str | Path, *, subfolder: str = "", revision: str | None = None, **hub: Any
     ) -> FinPercepRM:
         """The rung in a folder or on the hub; ``hub`` are options of `huggingface_hub.snapshot_download`.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or OWNER/NAME on the hub.
+            subfolder: where the rung is in it; of a ladder, ``RM_2``.
+            revision: branch, tag or commit on the hub.
 
         Raises:
             WeightsError: neither a folder nor a model that can be downloaded.
             SchemaError: what is there breaks contract 2.
         """
         folder = Path(pretrained_model_name_or_path)
-        return cls.load(folder if folder.is_dir() else _download(str(pretrained_model_name_or_path), revision, hub))
+        found = folder if folder.is_dir() else download(str(pretrained_model_name_or_path), revision, hub)
+        return cls.load(found / subfolder)
 
 
-def _download(model_id: str, revision: str | None, hub: dict[str, Any]) -> Path:
-    try:
-        return Path(snapshot_download(model_id, revision=revision, **hub))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(f"{model_id}: neither a folder here nor a model that could be downloaded ({reason})") from error
+def _blocks(side: int, stride: int) -> int:
+    """How many blocks of ``stride`` cover ``side``. No negative numbers: ONNX divides them towards 0, Python downwards."""
+    return (side + stride - 1) // stride

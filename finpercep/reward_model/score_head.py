@@ -21,7 +21,7 @@ class MapForScore:
     """The degradation map as the score sees it, in [0, 1].
 
     Attributes:
-        own: (N, h', w') at the decoder's stride, of the image alone, without padding.
+        own: (N, h', w') at the decoder's stride, the positions that touch the image.
         at_deep: (N, h, w), brought to f_N's size.
     """
 
@@ -29,12 +29,22 @@ class MapForScore:
     at_deep: torch.Tensor
 
 
-def bring_to(degradation_map: torch.Tensor, size: tuple[int, int], pooling: Pooling) -> torch.Tensor:
-    """interpolate(M): the map (N, h, w) brought to ``size`` so that no defect falls between samples."""
-    planes = degradation_map[:, None]
+def bring_to_deep(degradation_map: torch.Tensor, inside: torch.Tensor, ratio: int, pooling: Pooling) -> torch.Tensor:
+    """interpolate(M): the map brought to f_N's size so that no defect falls between samples.
+
+    Args:
+        degradation_map: (N, h·ratio, w·ratio) in [0, 1], padding included.
+        inside: (h·ratio, w·ratio), the share of each position that is image; at least one in a block of ratio² is not 0.
+        ratio: f_N's stride over the map's.
+        pooling: the mean (weighted by ``inside``) or the maximum of each block.
+
+    Returns:
+        (N, h, w).
+    """
+    planes = (degradation_map * (inside > 0 if pooling == "max" else inside))[:, None]
     if pooling == "max":
-        return F.adaptive_max_pool2d(planes, size)[:, 0]
-    return F.interpolate(planes, size, mode="area")[:, 0]
+        return F.max_pool2d(planes, ratio)[:, 0]
+    return F.avg_pool2d(planes, ratio)[:, 0] / F.avg_pool2d(inside[None], ratio)[0]
 
 
 def modulated_features(deep: torch.Tensor, seen: MapForScore | None, weight: torch.Tensor, form: Modulation) -> torch.Tensor:

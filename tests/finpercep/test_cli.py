@@ -21,7 +21,8 @@ from finpercep.cli.server_process import ServerProcess
 from finpercep.errors import ConfigError
 from tests.fakes import photo
 
-COMMANDS = ["demo", "synth", "train-sr", "train-zoo", "train-rm", "eval-rm", "score", "serve", "finetune", "upscale", "report"]
+COMMANDS = ["demo", "synth", "train-sr", "train-zoo", "train-rm", "eval-rm", "export"]
+COMMANDS += ["score", "serve", "finetune", "upscale", "report"]
 
 
 def finpercep(*arguments, cwd=None):

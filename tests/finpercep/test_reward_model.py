@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import HfApi, ModelCard
+from torch.nn import functional as F
 
-from finpercep.errors import ConfigError
+from finpercep.errors import ConfigError, WeightsError
+from finpercep.predictor import packaged_model_folder
 from finpercep.reward_model.build import build_reward_model, inherit_weights, with_encoder_statistics
 from finpercep.reward_model.config import RewardModelConfig
 from finpercep.reward_model.ladder import LadderConfig
-from finpercep.reward_model.model import Perception
-from finpercep.reward_model.score_head import MapForScore, bring_to, modulated_features
+from finpercep.reward_model.model import FinPercepRM, Perception
+from finpercep.reward_model.score_head import MapForScore, bring_to_deep, modulated_features
 
 FORMS = ("literal", "complement", "residual", "statistics")
 
@@ -67,13 +72,13 @@ def test_no_small_defect_falls_between_samples(pooling):
         for column in range(0, 32, 7):
             degradation = torch.zeros(1, 32, 32)
             degradation[0, row, column] = 1.0
-            assert bring_to(degradation, (2, 2), pooling).sum() > 0
+            assert bring_to_deep(degradation, torch.ones(32, 32), 16, pooling).sum() > 0
 
 
 @torch.no_grad()
 def test_score_and_map_do_not_depend_on_the_batch():
-    model = build()
-    images = torch.rand(5, 3, 64, 80)
+    model = build(score_scale=20.0)
+    images = torch.rand(32, 3, 64, 80)
     together, alone = model(images), [model(image[None]) for image in images]
     assert torch.allclose(together.score, torch.cat([output.score for output in alone]), atol=1e-5)
     assert torch.allclose(together.map, torch.cat([output.map for output in alone]), atol=1e-5)
@@ -88,17 +93,136 @@ def test_any_size_gives_a_map_of_the_images_size(size):
         assert 0 <= output.score.item() <= 1
 
 
+def padded_by_hand(images, stride):
+    height, width = images.shape[-2:]
+    return F.pad(images, (0, -width % stride, 0, -height % stride), mode="reflect")
+
+
+@pytest.mark.parametrize("side", range(33, 98, 8))
+@torch.no_grad()
+def test_padding_inside_is_padding_by_hand(side):
+    """The map of the valid part is that of the image reflected by the caller; the other side takes every odd size once."""
+    height, width = side, 130 - side
+    for stride in (1, 4, 16):
+        model = build(map_stride=stride)
+        images = torch.rand(1, 3, height, width)
+        assert torch.allclose(model(images).map, model(padded_by_hand(images, 16)).map[:, :height, :width], atol=1e-6)
+
+
+@pytest.mark.parametrize(("height", "width"), [(33, 97), (64, 50), (47, 61), (96, 32)])
+@torch.no_grad()
+def test_the_score_is_that_of_the_images_own_pixels(height, width):
+    """Another route: f_N and M spread over pixels, the padding's pixels thrown away, and what is left averaged."""
+    model = build(modulation="residual")
+    images = torch.rand(2, 3, height, width)
+    seen = model.perceive(padded_by_hand(images, 16))
+    deep = seen.deep.repeat_interleave(16, 2).repeat_interleave(16, 3)[..., :height, :width]
+    degradation = seen.coarse_logits.sigmoid().repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None, :height, :width]
+    pooled = (deep * (1 + degradation)).mean(dim=(2, 3))
+    # The mean of a product over a position of f_N is f_N times the mean of M there: f_N is constant on it.
+    assert torch.allclose(model(images).score, torch.sigmoid(model.score_head.mlp(pooled)[:, 0]), atol=1e-6)
+
+
 @torch.no_grad()
 def test_padding_does_not_count_in_the_score():
     """Of a 64×50 image padded to 64×64, positions beyond the image have no weight."""
     model = build(modulation="residual")
-    share = model._image_share(torch.zeros(1, 1, 4, 4), (64, 50))
+    share = model._inside(torch.zeros(1, 1, 4, 4), (64, 50), 16)
     assert share.sum().item() == pytest.approx(4 * 50 / 16)
     assert share[0].tolist() == [1.0, 1.0, 1.0, 0.125]
     seen = model.perceive(torch.rand(1, 3, 64, 50))
-    logits = torch.full((1, 16, 13), -50.0)
-    logits[..., -1] = 50.0  # the last column of the image; padding must not make it wider
-    assert model._map_for_score(Perception(seen.deep, logits)).own.mean().item() == pytest.approx(1 / 13)
+    logits = torch.full((1, 16, 16), -50.0)
+    logits[..., 13:] = 50.0  # only the padding looks degraded
+    ignored = model._map_for_score(Perception(seen.deep, logits), (64, 50))
+    assert ignored.own.shape == (1, 16, 13)
+    assert ignored.own.max() < 1e-6 and ignored.at_deep.max() < 1e-6
+    logits[..., 12] = 50.0  # and the image's last column
+    assert model._map_for_score(Perception(seen.deep, logits), (64, 50)).at_deep[0, :, -1].tolist() == pytest.approx([1.0] * 4)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("stride", [None, 4])
+def test_the_model_compiles_to_one_graph(stride, dynamic):
+    """No graph break in forward or backward, on one size or as a function of the size."""
+    compiled_equals_eager(build(map_stride=stride, score_scale=20.0), "aot_eager", dynamic, [(2, 64, 64), (1, 47, 33)])
+
+
+@pytest.mark.slow
+def test_the_compiler_gives_the_same_numbers():
+    compiled_equals_eager(build(score_scale=20.0), "inductor", True, [(2, 64, 64), (1, 33, 47), (3, 97, 80)])
+
+
+def compiled_equals_eager(model, backend, dynamic, shapes):
+    torch.compiler.reset()
+    model.requires_grad_(False)
+    compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=dynamic)
+    for count, height, width in shapes:
+        images = torch.rand(count, 3, height, width, requires_grad=True)
+        got, wanted = compiled(images), model(images)
+        assert torch.allclose(got.score, wanted.score, atol=1e-5)
+        assert wanted.map is None or torch.allclose(got.map, wanted.map, atol=1e-5)
+        gradients = [torch.autograd.grad(output.score.sum(), images)[0] for output in (got, wanted)]
+        assert torch.allclose(*gradients, atol=1e-5 * gradients[1].abs().max().item() + 1e-9)
+
+
+@torch.no_grad()
+def test_channels_last_is_only_another_memory_layout():
+    model = build(score_scale=20.0)
+    images = torch.rand(2, 3, 64, 80)
+    wanted = model(images)
+    got = model.to(memory_format=torch.channels_last)(images.contiguous(memory_format=torch.channels_last))
+    assert torch.allclose(got.score, wanted.score, atol=1e-5) and torch.allclose(got.map, wanted.map, atol=1e-5)
+
+
+class FolderHub:
+    """The hub's client, writing to a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def create_repo(self, repo_id, *, private=None, exist_ok=False):
+        return SimpleNamespace(repo_id=f"owner/{repo_id}")
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message=None):
+        shutil.copytree(folder_path, self.folder / repo_id)
+        return f"https://hub/{repo_id}/commit/1"
+
+
+def test_what_is_pushed_is_the_contract_and_a_card(tmp_path):
+    model = FinPercepRM.load(packaged_model_folder() / "RM_1")
+    notes = "Trained on my photos."
+    address = model.push_to_hub("grader", api=FolderHub(tmp_path), licence="apache-2.0", notes=notes)
+    assert address == "https://hub/owner/grader/commit/1"
+    pushed = tmp_path / "owner" / "grader"
+    assert sorted(path.name for path in pushed.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    card = ModelCard.load(pushed / "README.md")
+    assert (card.data.license, card.data.library_name) == ("apache-2.0", "finpercep")
+    assert model.digest in card.text and notes in card.text
+    assert FinPercepRM.from_pretrained(tmp_path, subfolder="owner/grader").digest == model.digest
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path):
+    model, nowhere = build(), "http://127.0.0.1:9"
+    with pytest.raises(WeightsError, match="owner/grader: could not be uploaded") as failed:
+        model.push_to_hub("owner/grader", api=HfApi(endpoint=nowhere, token=False))
+    assert "\n" not in str(failed.value)
+    with pytest.raises(WeightsError, match="neither a folder here nor") as failed:
+        FinPercepRM.from_pretrained("owner/grader", endpoint=nowhere, cache_dir=tmp_path)
+    assert "\n" not in str(failed.value)
+
+
+def test_saving_keeps_the_digest_until_a_weight_changes(tmp_path):
+    """The packaged weights are stored in half precision; an unchanged copy is the same model."""
+    model = FinPercepRM.from_pretrained(packaged_model_folder(), subfolder="RM_2")
+    digest = model.digest
+    model.save_pretrained(tmp_path / "same")
+    assert FinPercepRM.from_pretrained(tmp_path / "same").digest == digest
+    with torch.no_grad():
+        model.score_head.mlp[0].bias += 1e-6  # lost in half precision
+    model.save_pretrained(tmp_path / "other")
+    other = FinPercepRM.from_pretrained(tmp_path / "other")
+    assert other.digest != digest
+    assert torch.equal(other.score_head.mlp[0].bias, model.score_head.mlp[0].bias)
 
 
 def test_too_small_or_misshapen_images_are_refused():
