@@ -20,7 +20,6 @@ from data_synth.degradations.blind import (
 )
 from data_synth.degradations.codecs import jpeg_round_trip
 from data_synth.degradations.resizing import Interpolation, resize_image
-from data_synth.images import FloatImage
 
 __all__ = [
     "Degradation",
@@ -28,7 +27,6 @@ __all__ = [
     "DegradationError",
     "FinalConfig",
     "FinalStep",
-    "FloatImage",
     "Interpolation",
     "Stage",
     "StageConfig",

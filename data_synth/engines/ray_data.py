@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from data_synth.engines.protocol import EngineError, J, Maker, N, Worker
+from data_synth.library_errors import first_line
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM", "RAYON_NUM_THREADS")
 _ONE_THREAD = dict.fromkeys(_THREADS, "1")
@@ -186,10 +187,8 @@ def _connect(address: str | None, workers: int) -> None:
         _probe(address)
         ray.init(address, **silent)
     except (OSError, RuntimeError, ValueError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise EngineError(
-            f"no Ray cluster answers at {address or 'RAY_ADDRESS'}: {line}; start one with `ray start --head`"
-        ) from error
+        where = address or "RAY_ADDRESS"
+        raise EngineError(f"no Ray cluster answers at {where}: {first_line(error)}; start one with `ray start --head`") from error
 
 
 def _probe(address: str | None) -> None:

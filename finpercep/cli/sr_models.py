@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_synth.sr_models.protocol import Span, SRCall
+from finpercep.cli.console import warn
 from finpercep.cli.libraries import hush
 
 if TYPE_CHECKING:
@@ -119,8 +120,11 @@ def network_factory(
 
 
 def default_sources(scale: int) -> tuple[str, ...]:
-    """What ships with the package at this scale: trained networks are x4, random ones any."""
-    return DEFAULT_SOURCES if scale == 4 else ("random",)
+    """What ships with the package at this scale: trained networks are x4, random ones any. Says what is missing."""
+    if scale == 4:
+        return DEFAULT_SOURCES
+    warn(f"the packaged SR networks are x4: at x{scale} there are random ones alone; add your own with --sr")
+    return ("random",)
 
 
 def policy_digest(folder: Path) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +41,12 @@ def build_config(
     if built:
         base = {name: value for name, value in read_manifest(built).config.items() if name in base}
     tree = _merge(base, _read(file), str(file)) if file else base
-    for name, value in flags.items():
+    factor = tree["recipe"]["degradation"]["scale"] if scale is None else scale
+    both = {"recipe.degradation.scale": factor, "recipe.light.scale": factor}
+    for name, value in {**flags, **both}.items():
         if value is not None:
             *path, last = name.split(".")
-            branch = tree
-            for part in path:
-                branch = branch[part]
-            branch[last] = value
-    recipe = tree["recipe"]
-    recipe["light"]["scale"] = recipe["degradation"]["scale"] = recipe["degradation"]["scale"] if scale is None else scale
+            reduce(getitem, path, tree)[last] = value
     try:
         config: BuildConfig = TypeAdapter(BuildConfig).validate_python(tree)
     except ValidationError as error:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_synth.photos import gather
 from data_synth.schema import encode_png, read_split
-from finpercep.cli.sr_models import DEFAULT_SOURCES, load_networks
+from finpercep.cli.sr_models import DEFAULT_SOURCES, default_sources, load_networks
 from finpercep.cli.synth import synth
 from finpercep.cli.synth_config import build_config
 from finpercep.errors import ConfigError, FinpercepError
@@ -156,6 +156,13 @@ def test_the_packaged_sources_have_every_family_and_come_perturbed_too():
     assert len(plain) >= 12 and all(f"{name}~perturbed" in models for name in plain)
     again = load_networks(["mine=zoo", "zoo"], scale=4, perturb=False).models
     assert len(again) == 2 * len(plain) and any(name.startswith("mine-") for name in again)
+
+
+def test_other_scales_have_random_networks_alone_and_that_is_said(capsys):
+    assert default_sources(4) == DEFAULT_SOURCES
+    assert capsys.readouterr().err == ""
+    assert default_sources(2) == ("random",)
+    assert "the packaged SR networks are x4" in capsys.readouterr().err
 
 
 def test_sample_photos_are_the_default():
