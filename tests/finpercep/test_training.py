@@ -16,7 +16,8 @@ from finpercep.reward_model.config import RewardModelConfig
 from finpercep.reward_model.ladder import LadderConfig
 from finpercep.training.data import augment, epoch_index, training_batch, whole_batch
 from finpercep.training.evaluate import evaluate_rung
-from finpercep.training.train import LossWeights, RungReport, StepReport, TrainConfig, train_ladder, triplet_losses
+from finpercep.training.objective import LossWeights, triplet_losses
+from finpercep.training.train import RungReport, StepReport, TrainConfig, train_ladder
 
 SIDE = 64
 
