@@ -74,9 +74,17 @@ class Predictor:
         """Whether the rung has a degradation map; RM_0 has none."""
         return self.model.config.map_stride is not None
 
-    def score(self, images: torch.Tensor) -> ScoreBatch:
-        """Score (N, 3, H, W) float RGB in [0, 1], sides at least 32 px, as one batch."""
-        output = self.model(images.to(self.device, torch.float32))
+    @property
+    def takes_lr(self) -> bool:
+        """Whether the rung can also be shown the low-resolution picture an image was made from."""
+        return self.model.config.lr_input
+
+    def score(self, images: torch.Tensor, lr: torch.Tensor | None = None) -> ScoreBatch:
+        """Score (N, 3, H, W) float RGB in [0, 1], sides at least 32 px, as one batch.
+
+        ``lr``, if it is known and the rung `takes_lr`: (N, 3, h, w) the same, the pictures that the images were made from.
+        """
+        output = self.model(images.to(self.device, torch.float32), None if lr is None else lr.to(self.device, torch.float32))
         return ScoreBatch(output.score, output.map)
 
     @torch.no_grad()

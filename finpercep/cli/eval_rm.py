@@ -96,22 +96,23 @@ def _measure_dataset(result: Result, rungs: Rungs, data: Path, split: Split, wit
     from finpercep.report.evaluation import dataset_sections
     from finpercep.report.evaluation_tables import dataset_table, group_tables
     from finpercep.training.dataset_evaluation import evaluate_judges
-    from finpercep.training.judges import Judge, RungJudge, baselines
+    from finpercep.training.judges import Judge, baselines, rung_judges
 
     samples = read_split(data, split)
     if not len(samples):
         raise ConfigError(f"{data}: split {split!r} is empty; there is nothing to measure on")
-    judges: list[Judge] = [*(RungJudge(predictor) for predictor in rungs.values()), *baselines()]
+    own = rung_judges(rungs.values())
+    judges: list[Judge] = [*own, *baselines()]
     with _progress(f"{data.name} {split}", len(samples)) as advance:
         reports = evaluate_judges(judges, samples, read_provenance, on_samples=advance)
     by_name = {report.name: report.to_json() for report in reports}
     result.record |= {"data": str(data), "split": split, "samples": len(samples)}
-    result.record["rungs"] = {name: by_name[name] for name in rungs}
-    result.record["baselines"] = {name: one for name, one in by_name.items() if name not in rungs}
+    result.record["rungs"] = {judge.name: by_name.pop(judge.name) for judge in own}
+    result.record["baselines"] = by_name
     result.tables[f"{data.name}, {split}: {len(samples)} samples"] = dataset_table(reports)
     result.tables |= {title: table for title, table in group_tables(reports).items() if table.rows}
     if with_pictures:
-        finest = reports[len(rungs) - 1]
+        finest = next(report for report in reports if report.name == list(rungs)[-1])
         result.sections += dataset_sections(reports, finest, samples, _map_or_none(list(rungs.values())[-1]))
 
 

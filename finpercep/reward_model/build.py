@@ -10,6 +10,7 @@ import torch
 
 from finpercep.errors import ConfigError, WeightsError
 from finpercep.reward_model.config import RewardModelConfig
+from finpercep.reward_model.lr_evidence import EVIDENCE_PLANES
 from finpercep.reward_model.map_decoder import MapDecoder
 from finpercep.reward_model.model import FinPercepRM
 from finpercep.reward_model.score_head import ScoreHead
@@ -30,9 +31,10 @@ def build_reward_model(config: RewardModelConfig, *, pretrained_encoder: bool = 
 
 
 def _build_encoder(config: RewardModelConfig, *, pretrained: bool) -> Any:
+    channels = 3 + (EVIDENCE_PLANES if config.lr_input else 0)
     try:
         return smp.encoders.get_encoder(
-            config.encoder, in_channels=3, depth=config.encoder_depth, weights="imagenet" if pretrained else None
+            config.encoder, in_channels=channels, depth=config.encoder_depth, weights="imagenet" if pretrained else None
         )
     except (KeyError, RuntimeError) as error:
         raise ConfigError(f"encoder {config.encoder!r} is not one segmentation-models-pytorch knows: {error}") from error

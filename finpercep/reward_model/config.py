@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from finpercep.errors import ConfigError
 
-Modulation = Literal["literal", "complement", "residual", "statistics"]
+Modulation = Literal["literal", "complement", "residual", "statistics", "readout", "attended"]
 Pooling = Literal["area", "max"]
 
 
@@ -20,22 +20,30 @@ class RewardModelConfig:
     Attributes:
         encoder: a segmentation-models-pytorch encoder name; ``tu-…`` is any timm backbone.
         encoder_depth: number of halvings; f_N has stride 2**encoder_depth.
+        lr_input: whether the encoder also sees how the image, brought down, departs from the LR picture it was made from
+            (`lr_evidence`). That picture stays optional: one model serves with and without.
         map_stride: stride of the decoder's map before it is upsampled to the input, a power of two up to f_N's stride;
             None for RM_0, which has no decoder.
         decoder_channels: channels of the U-Net decoder's blocks, coarsest first; a rung uses as many as its stride needs.
         modulation: how M enters the score (method §2), for f = f_N and M brought to its size:
             ``literal`` f⊙M, the paper's form; ``complement`` f⊙(1−M); ``residual`` f⊙(1+M);
-            ``statistics`` [f, f⊙M, mean(M), top 1 % of M], which hands the head the map's own size and peak.
+            ``statistics`` [f, f⊙M, mean(M), top 1 % of M], which hands the head the map's own size and peak;
+            ``readout`` [f, mean(M), top 0.1 %, 1 % and 10 % of M], the map read directly;
+            ``attended`` the same and Σ f⊙M / ΣM, features of what is broken, however small it is.
         map_pooling: how M is brought down to f_N's size. Bilinear sampling is not offered: it misses most small defects.
         head_hidden: hidden width of the score MLP.
         mean: per-channel mean of the encoder's training images, RGB in [0, 1].
         std: their standard deviation.
-        score_scale: calibration: S = sigmoid(score_scale · logit + score_shift).
+        score_scale: calibration (`finpercep.training.calibration`): S = sigmoid(score_scale · logit + score_shift).
         score_shift: see ``score_scale``.
+        map_scale: calibration of the map that is handed out: M = sigmoid(map_scale · logit + map_shift). The score sees the map as
+            it was trained with, uncalibrated.
+        map_shift: see ``map_scale``.
     """
 
     encoder: str = "tu-resnet10t"
     encoder_depth: int = 4
+    lr_input: bool = False
     map_stride: int | None = None
     decoder_channels: tuple[int, ...] = (96, 64, 32, 16)
     modulation: Modulation = "statistics"
@@ -45,6 +53,8 @@ class RewardModelConfig:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     score_scale: float = 1.0
     score_shift: float = 0.0
+    map_scale: float = 1.0
+    map_shift: float = 0.0
 
     def __post_init__(self) -> None:
         if not 3 <= self.encoder_depth <= 5:

@@ -19,6 +19,7 @@ from finpercep.checkpoint import as_stored, read_checkpoint, write_checkpoint
 from finpercep.errors import ConfigError, SchemaError
 from finpercep.reward_model.config import RewardModelConfig
 from finpercep.reward_model.hub import HubApi, download, model_card, upload
+from finpercep.reward_model.lr_evidence import lr_difference, lr_evidence, no_evidence
 from finpercep.reward_model.map_decoder import MapDecoder
 from finpercep.reward_model.score_head import MapForScore, ScoreHead, bring_to_deep
 
@@ -32,7 +33,7 @@ class RewardOutput:
 
     Attributes:
         score: (N,) in [0, 1], higher is better.
-        map_logits: (N, H, W) logits of the degradation map at input resolution; None for RM_0.
+        map_logits: (N, H, W) calibrated logits of the degradation map at input resolution; None for RM_0.
     """
 
     score: torch.Tensor
@@ -50,7 +51,7 @@ class Perception:
 
     Attributes:
         deep: f_N, (N, C, h, w).
-        coarse_logits: map logits at the rung's stride, (N, h', w'), of the padded image; None for RM_0.
+        coarse_logits: map logits at the rung's stride, (N, h', w'), of the padded image, uncalibrated; None for RM_0.
     """
 
     deep: torch.Tensor
@@ -72,26 +73,51 @@ class FinPercepRM(nn.Module, ModelHubMixin):
         self.mean: torch.Tensor
         self.std: torch.Tensor
 
-    def forward(self, images: torch.Tensor) -> RewardOutput:
+    def forward(
+        self, images: torch.Tensor, lr: torch.Tensor | None = None, lr_known: torch.Tensor | None = None
+    ) -> RewardOutput:
         """Score a batch.
 
         Args:
             images: (N, 3, H, W) float RGB in [0, 1], H and W at least 32 px.
+            lr: (N, 3, h, w) float RGB in [0, 1], the low-resolution pictures that the images were made from; None when they are
+                not known. Only for a model with ``lr_input``.
+            lr_known: (N,) bool, the images whose ``lr`` is to be believed; None: all.
 
         Raises:
-            ValueError: wrong shape or too small.
+            ValueError: wrong shape or too small, or ``lr`` for a model that has no use for it.
         """
         if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[-2:]) < MIN_SIDE:
             raise ValueError(f"images must be N×3×H×W with sides of at least {MIN_SIDE} px, got {tuple(images.shape)}")
         size = (images.shape[-2], images.shape[-1])
-        seen = self.perceive(images)
+        evidence = None if lr is None else lr_evidence(self.lr_difference(images, lr), lr_known, size)
+        seen = self.perceive(images, evidence)
         return RewardOutput(self.score(seen, size), self.upsample_logits(seen.coarse_logits, size))
 
-    def perceive(self, images: torch.Tensor) -> Perception:
-        """Run encoder and decoder on (N, 3, H, W); sides are padded by reflection to a multiple of f_N's stride."""
+    def lr_difference(self, images: torch.Tensor, lr: torch.Tensor) -> torch.Tensor:
+        """`lr_difference` of images and LR pictures that fit each other and this model. Raises `ValueError` when they do not."""
+        if not self.config.lr_input:
+            raise ValueError("this model takes no lr; train one with lr_input")
+        fits = lr.ndim == 4 and lr.shape[:2] == (len(images), 3)
+        if not fits or any(low < 1 or low > side for low, side in zip(lr.shape[-2:], images.shape[-2:], strict=True)):
+            raise ValueError(
+                f"lr must be N×3×h×w with as many pictures as images and none larger, got {tuple(lr.shape)} "
+                f"for images {tuple(images.shape)}"
+            )
+        return lr_difference(images, lr)
+
+    def perceive(self, images: torch.Tensor, evidence: torch.Tensor | None = None) -> Perception:
+        """Run encoder and decoder.
+
+        Args:
+            images: (N, 3, H, W); sides are padded by reflection to a multiple of f_N's stride.
+            evidence: (N, 4, H, W) of `lr_evidence`; None when no LR picture is known.
+        """
+        planes = (images - self.mean) / self.std
+        if self.config.lr_input:
+            planes = torch.cat([planes, no_evidence(images) if evidence is None else evidence.to(planes.dtype)], dim=1)
         bottom, right = (self._padding(side) for side in images.shape[-2:])
-        padded = F.pad(images, (0, right, 0, bottom), mode="reflect")
-        features = self.encoder((padded - self.mean) / self.std)
+        features = self.encoder(F.pad(planes, (0, right, 0, bottom), mode="reflect"))
         return Perception(features[-1], None if self.map_decoder is None else self.map_decoder(features))
 
     def score(self, seen: Perception, size: tuple[int, int]) -> torch.Tensor:
@@ -122,12 +148,12 @@ class FinPercepRM(nn.Module, ModelHubMixin):
         return _blocks(side, self.config.deep_stride) * self.config.deep_stride - side
 
     def upsample_logits(self, coarse_logits: torch.Tensor | None, size: tuple[int, int]) -> torch.Tensor | None:
-        """Map logits at the rung's stride, padding included → (N, H, W) at input resolution."""
+        """Map logits at the rung's stride, padding included → calibrated logits (N, H, W) at input resolution."""
         if coarse_logits is None:
             return None
         stride = self.config.map_stride or 1
         full = F.interpolate(coarse_logits[:, None].float(), scale_factor=stride, mode="bilinear", align_corners=False)
-        return full[:, 0, : size[0], : size[1]]
+        return self.config.map_scale * full[:, 0, : size[0], : size[1]] + self.config.map_shift
 
     def save_pretrained(self, save_directory: str | Path) -> None:  # type: ignore[override]  # the mixin's writes its own config
         """Write contract 2 into a folder. An unchanged model keeps the precision it was stored in, and so its digest."""

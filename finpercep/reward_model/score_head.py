@@ -6,6 +6,7 @@ Departs from the paper in that the form of the product is a choice (`config.Modu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,8 +48,20 @@ def bring_to_deep(degradation_map: torch.Tensor, inside: torch.Tensor, ratio: in
     return F.avg_pool2d(planes, ratio)[:, 0] / F.avg_pool2d(inside[None], ratio)[0]
 
 
+TOP_FRACTIONS = (0.001, 0.01, 0.1)
+"""Shares of the map whose mean the forms ``readout`` and ``attended`` read: its peak, a small defect, a large one."""
+
+_ATTENTION_FLOOR = 1e-3  # mean(M) below which attention fades, since on a clean image it would be noise
+
+
+def input_width(channels: int, form: Modulation) -> int:
+    """Numbers that `modulated_features` gives the MLP."""
+    statistics = {"statistics": 2, "readout": 1 + len(TOP_FRACTIONS), "attended": 1 + len(TOP_FRACTIONS)}.get(form, 0)
+    return channels * (2 if form in {"statistics", "attended"} else 1) + statistics
+
+
 def modulated_features(deep: torch.Tensor, seen: MapForScore | None, weight: torch.Tensor, form: Modulation) -> torch.Tensor:
-    """Features of f_N under the map, averaged over positions.
+    """Features of f_N under the map, averaged over positions, and for some forms statistics of the map.
 
     Args:
         deep: f_N, (N, C, h, w).
@@ -58,13 +71,13 @@ def modulated_features(deep: torch.Tensor, seen: MapForScore | None, weight: tor
         form: the modulation.
 
     Returns:
-        (N, C), or (N, 2C + 2) for ``statistics``.
+        (N, `input_width`).
     """
     plain = _weighted_mean(deep, weight)
     if seen is None:
-        return (
-            torch.cat([plain, torch.zeros_like(plain), plain.new_zeros(len(plain), 2)], dim=1) if form == "statistics" else plain
-        )
+        return F.pad(plain, (0, input_width(plain.shape[1], form) - plain.shape[1]))
+    if form == "readout":
+        return torch.cat([plain, _map_statistics(seen.own, TOP_FRACTIONS)], dim=1)
     product = _weighted_mean(deep * seen.at_deep[:, None], weight)
     match form:
         case "literal":
@@ -74,9 +87,16 @@ def modulated_features(deep: torch.Tensor, seen: MapForScore | None, weight: tor
         case "residual":
             return plain + product
         case "statistics":
-            mean = seen.own.flatten(1).mean(dim=1, keepdim=True)
-            worst = top_fraction_mean(seen.own, DEFAULT_TOP_FRACTION)[:, None]
-            return torch.cat([plain, product, mean, worst], dim=1)
+            return torch.cat([plain, product, _map_statistics(seen.own, (DEFAULT_TOP_FRACTION,))], dim=1)
+        case "attended":
+            attention = _weighted_mean(seen.at_deep[:, None], weight)
+            attended = product / (attention + _ATTENTION_FLOOR)
+            return torch.cat([plain, attended, _map_statistics(seen.own, TOP_FRACTIONS)], dim=1)
+
+
+def _map_statistics(own: torch.Tensor, fractions: Sequence[float]) -> torch.Tensor:
+    """mean(M), and the mean of its highest ``fractions``: (N, 1 + len(fractions))."""
+    return torch.stack([own.flatten(1).mean(dim=1), *(top_fraction_mean(own, fraction) for fraction in fractions)], dim=1)
 
 
 def _weighted_mean(planes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -89,8 +109,7 @@ class ScoreHead(nn.Module):
     def __init__(self, channels: int, form: Modulation, hidden: int) -> None:
         super().__init__()
         self.form = form
-        inputs = 2 * channels + 2 if form == "statistics" else channels
-        self.mlp = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        self.mlp = nn.Sequential(nn.Linear(input_width(channels, form), hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def forward(self, deep: torch.Tensor, seen: MapForScore | None, weight: torch.Tensor) -> torch.Tensor:
         """Score logit (N,); higher is better. Arguments as in `modulated_features`."""

@@ -22,6 +22,8 @@ class TripletBatch:
 
     Attributes:
         gt: (N, 3, H, W) float32 RGB in [0, 1]; ``syn`` and ``sr`` likewise.
+        lr: (N, 3, h, w) the same, what sr was made from.
+        lr_known: (N,) bool, whether a model with an LR input may see it: in training a coin is tossed for every sample.
         mask: (N, H, W) float32 in [0, 1]; 1 where syn is sr.
         map: (N, H, W) float32, M_gt of syn in [0, 1], 1 = degraded.
         quality_syn: (N,) full-reference pseudo quality of syn in [0, 1]; ``quality_sr`` likewise. That of gt is 1.
@@ -30,10 +32,16 @@ class TripletBatch:
     gt: torch.Tensor
     syn: torch.Tensor
     sr: torch.Tensor
+    lr: torch.Tensor
+    lr_known: torch.Tensor
     mask: torch.Tensor
     map: torch.Tensor
     quality_syn: torch.Tensor
     quality_sr: torch.Tensor
+
+
+LR_KNOWN_SHARE = 0.5
+"""Of the training samples, those whose LR picture may be seen, so that one model serves with and without."""
 
 
 def training_batch(samples: Samples, step: int, *, batch_size: int, crop: int, seed: int) -> TripletBatch:
@@ -43,12 +51,13 @@ def training_batch(samples: Samples, step: int, *, batch_size: int, crop: int, s
         samples: at least one.
         step: 0-based.
         batch_size: samples a batch.
-        crop: side in px of the random crop, no larger than the stored images.
+        crop: side in px of the random crop, a multiple of the dataset's scale and no larger than the stored images.
         seed: see above.
     """
     rng = np.random.default_rng((seed, step))
     rows = [samples[epoch_index(len(samples), position, seed)] for position in range(step * batch_size, (step + 1) * batch_size)]
-    return _stack([augment(row, rng, crop) for row in rows], rows)
+    planes = [augment(row, rng, crop) for row in rows]
+    return _stack(planes, rows, lr_known=rng.uniform(size=len(rows)) < LR_KNOWN_SHARE)
 
 
 def epoch_index(length: int, position: int, seed: int) -> int:
@@ -58,16 +67,18 @@ def epoch_index(length: int, position: int, seed: int) -> int:
 
 
 def whole_batch(samples: Samples, indexes: Sequence[int]) -> TripletBatch:
-    """The given samples uncropped and unaugmented, for evaluation."""
+    """The given samples uncropped and unaugmented, for evaluation; every LR picture is known."""
     rows = [samples[index] for index in indexes]
-    return _stack([_planes(row) for row in rows], rows)
+    return _stack([_planes(row) for row in rows], rows, lr_known=np.ones(len(rows), dtype=bool))
 
 
 Planes = dict[str, npt.NDArray[np.float32]]
 
+PICTURES = ("gt", "syn", "sr", "lr")
+
 
 def _planes(row: Row) -> Planes:
-    pictures = {name: getattr(row, name).transpose(2, 0, 1).astype(np.float32) / 255 for name in ("gt", "syn", "sr")}
+    pictures = {name: getattr(row, name).transpose(2, 0, 1).astype(np.float32) / 255 for name in PICTURES}
     return {**pictures, "mask": row.mask, "map": row.map}
 
 
@@ -102,13 +113,45 @@ def draw_augmentation(rng: np.random.Generator, size: tuple[int, int], crop: int
     return Augmentation(top, left, crop, crop, turns=int(rng.integers(4)), flip=bool(rng.integers(2)))
 
 
+@dataclass(frozen=True)
+class Tint:
+    """A mild change of colours, the same for every picture of a sample: contrast · ((1 − grey) · rgb + grey · mean(rgb)) + shift.
+
+    Linear, so that it commutes with resizing and an LR picture still fits; never outside [0, 1], so that nothing is clipped.
+
+    Attributes:
+        contrast: in [0, 1].
+        grey: in [0, 1].
+        shift: in [0, 1 − contrast].
+    """
+
+    contrast: float
+    grey: float
+    shift: float
+
+    def apply(self, picture: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Tint a 3×H×W picture in [0, 1]."""
+        mixed = (1 - self.grey) * picture + self.grey * picture.mean(axis=0, keepdims=True)
+        return (self.contrast * mixed + self.shift).astype(np.float32)
+
+
+def draw_tint(rng: np.random.Generator) -> Tint | None:
+    """None for half of the samples."""
+    keep, contrast, grey, where = rng.uniform(size=4)
+    contrast = 1 - 0.2 * contrast
+    return None if keep < 0.5 else Tint(contrast, 0.4 * grey, where * (1 - contrast))
+
+
 def augment(row: Row, rng: np.random.Generator, crop: int) -> Planes:
-    """Random crop on the pixel grid, quarter turns and flips, the same for every plane of the sample."""
-    augmentation = draw_augmentation(rng, row.map.shape, crop)
-    return {name: augmentation.apply(plane) for name, plane in _planes(row).items()}
+    """Random crop on the LR grid, quarter turns, flips and a tint, the same for every plane of the sample."""
+    planes = _planes(row)
+    scale = row.gt.shape[0] // row.lr.shape[0]
+    augmentation, tint = draw_augmentation(rng, row.map.shape, crop, grid=scale), draw_tint(rng)
+    moved = {name: augmentation.apply(plane, scale if name == "lr" else 1) for name, plane in planes.items()}
+    return moved if tint is None else {name: tint.apply(moved[name]) if name in PICTURES else moved[name] for name in moved}
 
 
-def _stack(planes: Sequence[Planes], rows: Sequence[Row]) -> TripletBatch:
+def _stack(planes: Sequence[Planes], rows: Sequence[Row], *, lr_known: npt.NDArray[np.bool_]) -> TripletBatch:
     stacked = {name: torch.from_numpy(np.stack([p[name] for p in planes])) for name in planes[0]}
     qualities = {name: torch.tensor([getattr(row, name) for row in rows]) for name in ("quality_syn", "quality_sr")}
-    return TripletBatch(**stacked, **{name: q.float() for name, q in qualities.items()})
+    return TripletBatch(**stacked, **{name: q.float() for name, q in qualities.items()}, lr_known=torch.from_numpy(lr_known))

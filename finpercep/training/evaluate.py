@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from finpercep.reward_model.model import FinPercepRM
+from finpercep.training.calibration import fit_calibration
 from finpercep.training.data import Samples, whole_batch
 from finpercep.training.metrics import VISIBLE, MapQuality, RankingQuality, map_quality, ranking_quality
 
@@ -38,11 +39,13 @@ class RungQuality:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Scores (N,) and maps (N, H, W) of a rung on a split; maps are None for RM_0."""
+    """Scores (N,), maps (N, H, W) of a rung on a split (None for RM_0), and what is known: M_gt of syn, pseudo qualities (N,)."""
 
     score_gt: np.ndarray
     score_syn: np.ndarray
     score_sr: np.ndarray
+    quality_syn: np.ndarray
+    quality_sr: np.ndarray
     map_syn: np.ndarray | None
     map_gt: np.ndarray | None
     target: np.ndarray
@@ -61,6 +64,36 @@ def evaluate_rung(model: FinPercepRM, samples: Samples, *, batch_size: int = 16)
         for low, high in AREA_BINS
     }
     return RungQuality(quality, ranking_quality(*scores, share > 0), by_area)
+
+
+CALIBRATION_SAMPLES = 400
+_PIXEL_STEP = 4  # of the map, every fourth pixel of every fourth row is enough
+
+
+def calibrate(model: FinPercepRM, samples: Samples) -> None:
+    """Fit the score's and the map's calibration to held-out ``samples``, and set it in the model's config.
+
+    The score then is the pseudo quality to expect of gt, syn and sr alike, the map the visible difference to expect of syn.
+
+    Args:
+        model: a trained rung, uncalibrated.
+        samples: at least one; no more than `CALIBRATION_SAMPLES`, spread over all, are used.
+    """
+    chosen = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), CALIBRATION_SAMPLES)).astype(int))
+    seen = predict_split(model, [samples[int(index)] for index in chosen])
+    scores = np.concatenate([seen.score_gt, seen.score_syn, seen.score_sr])
+    known = np.concatenate([np.ones_like(seen.quality_syn), seen.quality_syn, seen.quality_sr])
+    score = fit_calibration(_logit(scores), torch.from_numpy(known))
+    calibration = {"score_scale": score.scale, "score_shift": score.shift}
+    if seen.map_syn is not None:
+        pixels = np.s_[:, ::_PIXEL_STEP, ::_PIXEL_STEP]
+        found = fit_calibration(_logit(seen.map_syn[pixels]), torch.from_numpy(seen.target[pixels]))
+        calibration |= {"map_scale": found.scale, "map_shift": found.shift}
+    model.config = replace(model.config, **calibration)
+
+
+def _logit(probabilities: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(probabilities).double().logit(eps=1e-7)
 
 
 @torch.no_grad()
@@ -85,6 +118,8 @@ def _predict_batches(model: FinPercepRM, samples: Samples, batch_size: int) -> I
             **{f"score_{name}": output.score.cpu().numpy() for name, output in outputs.items()},
             **{f"map_{name}": None if outputs[name].map is None else outputs[name].map.cpu().numpy() for name in ("syn", "gt")},
             "target": batch.map.numpy(),
+            "quality_syn": batch.quality_syn.numpy(),
+            "quality_sr": batch.quality_sr.numpy(),
         }
 
 

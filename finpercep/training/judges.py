@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,18 +51,19 @@ class Judge(Protocol):
 
 
 class RungJudge:
-    """One rung of a ladder."""
+    """One rung of a ladder, shown the image alone or, ``with_lr``, the low-resolution picture it was made from too."""
 
-    def __init__(self, predictor: Predictor) -> None:
-        self.predictor = predictor
-        self.name: str = predictor.rung
+    def __init__(self, predictor: Predictor, *, with_lr: bool = False) -> None:
+        self.predictor, self.with_lr = predictor, with_lr
+        self.name: str = f"{predictor.rung} + LR" if with_lr else predictor.rung
         self.digest: str | None = predictor.digest
 
     @torch.no_grad()
     def judge(self, rows: Sequence[Row]) -> Judgement:
         """Judge samples, each role as one batch. Raises `RewardError` when a result is not finite."""
         batch = whole_batch(rows, range(len(rows)))
-        seen = {name: self.predictor.score(getattr(batch, name)) for name in ("gt", "syn", "sr")}
+        lr = batch.lr if self.with_lr else None
+        seen = {name: self.predictor.score(getattr(batch, name), lr) for name in ("gt", "syn", "sr")}
         for name, result in seen.items():
             if not (result.score.isfinite().all() and (result.map is None or result.map.isfinite().all())):
                 indexes = [row.index for row in rows]
@@ -90,12 +91,17 @@ class BaselineJudge:
         return Judgement(**scores, map_gt=maps["gt"], map_syn=maps["syn"])
 
 
+def rung_judges(predictors: Iterable[Predictor]) -> list[RungJudge]:
+    """Every rung, and after one that takes it the same with the LR picture."""
+    return [RungJudge(one, with_lr=with_lr) for one in predictors for with_lr in ((False, True) if one.takes_lr else (False,))]
+
+
 LAPLACIAN = "laplacian"
 CONSISTENCY = "consistency"
 
 
 def baselines() -> list[BaselineJudge]:
-    """The rows that stand in every table: texture, and disagreement with the LR input (which the rungs are not shown)."""
+    """The rows that stand in every table: texture, and disagreement with the LR input, to measure rungs shown it against."""
     return [
         BaselineJudge(LAPLACIAN, lambda pixels, _: laplacian_energy_map(pixels)),
         BaselineJudge(CONSISTENCY, consistency_map),

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 
-def map_loss(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, *, bce_weight: float) -> torch.Tensor:
+def map_loss(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, *, bce_weight: float, focal: float = 0.0) -> torch.Tensor:
     """L_map = mean |M − M_gt|, plus ``bce_weight`` times the binary cross-entropy, which keeps small defects from fading.
 
     Args:
@@ -14,9 +14,13 @@ def map_loss(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, *
         target: (N, H, W), M_gt in [0, 1].
         weight: (N, H, W) in [0, 1]; 0 where M_gt is unknown.
         bce_weight: 0 gives the paper's loss.
+        focal: γ of the quality focal loss, |M_gt − M|^γ · BCE (Li et al. 2020, arXiv 2006.04388, eq. 4); 0 is plain BCE.
     """
     l1 = (logits.sigmoid() - target).abs()
-    loss = l1 if bce_weight == 0 else l1 + bce_weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    loss = l1
+    if bce_weight:
+        bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        loss = l1 + bce_weight * (bce * l1**focal if focal else bce)
     return (loss * weight).sum() / weight.sum().clamp_min(1)
 
 

@@ -18,6 +18,7 @@ class LossWeights:
     Attributes:
         map: λ_map.
         map_bce: weight of the cross-entropy inside the map loss; 0 is the paper's loss.
+        map_focal: exponent γ of |M_gt − M|^γ on that cross-entropy (Li et al. 2020, eq. 4), which turns it to what is missed; 0: none.
         rank: λ_rank.
         align: λ_align; unused for RM_0, which is the anchor.
         quality: weight of the pseudo-quality term.
@@ -27,6 +28,7 @@ class LossWeights:
 
     map: float = 1.0
     map_bce: float = 0.5
+    map_focal: float = 0.0
     rank: float = 1.0
     align: float = 0.5
     quality: float = 1.0
@@ -40,8 +42,9 @@ def triplet_losses(
     """All terms of the loss for one batch, and their weighted sum as ``total``; gt, syn and sr go through in one forward."""
     count = len(batch.gt)
     images = torch.cat([batch.gt, batch.syn, batch.sr]).to(memory_format=torch.channels_last)
+    lr = (batch.lr.repeat(3, 1, 1, 1), batch.lr_known.repeat(3)) if model.config.lr_input else ()
     with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
-        output = model(images)
+        output = model(images, *lr)
     score_gt, score_syn, score_sr = output.score.float().split(count)
     quality_gt = torch.ones_like(batch.quality_syn)
     margin_sr = margins(batch.quality_syn, batch.quality_sr, weights.margin_sr)
@@ -55,7 +58,7 @@ def triplet_losses(
         # M_gt is known on all of gt (0) and syn, and of sr only where syn shows it.
         target = torch.cat([torch.zeros_like(batch.map), batch.map, batch.map])
         known = torch.cat([torch.ones_like(batch.mask), torch.ones_like(batch.mask), (batch.mask > 0.999).float()])
-        losses["map"] = weights.map * map_loss(output.map_logits.float(), target, known, bce_weight=weights.map_bce)
+        losses["map"] = weights.map * map_loss(output.map_logits.float(), target, known, bce_weight=weights.map_bce, focal=weights.map_focal)
     if anchor is not None:
         with torch.no_grad():
             base_score_gt = anchor(batch.gt).score

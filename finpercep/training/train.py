@@ -22,7 +22,7 @@ from finpercep.reward_model.build import build_reward_model, inherit_weights
 from finpercep.reward_model.ladder import LadderConfig
 from finpercep.reward_model.model import FinPercepRM
 from finpercep.training.data import Samples, TripletBatch, training_batch
-from finpercep.training.evaluate import RungQuality, evaluate_rung
+from finpercep.training.evaluate import RungQuality, calibrate, evaluate_rung
 from finpercep.training.learning_rate import warmup_cosine
 from finpercep.training.objective import LossWeights, triplet_losses
 from finpercep.training.run_state import load_run_state, save_run_state
@@ -125,8 +125,10 @@ def train_ladder(
                 if parent is not None:
                     inherit_weights(model, parent)
             yield from _train_rung(model, anchor, train, config, rung, config.steps[position], out / "run_state.pt")
+            if len(validation):
+                calibrate(model, validation)
             dtype = torch.float16 if config.half else None
-            write_checkpoint(folder, model_config.to_json(), model.state_dict(), dtype=dtype)
+            write_checkpoint(folder, model.config.to_json(), model.state_dict(), dtype=dtype)
         model = FinPercepRM.load(folder).to(device)  # go on from what was stored
         yield RungReport(rung, str(model.digest), evaluate_rung(model, validation) if len(validation) else None)
         entries.append(LadderRung(rung, rung, str(model.digest)))
