@@ -173,6 +173,12 @@ class Samples(Sequence[Row]):
         group, offset = divmod(within, _ROWS_A_GROUP)
         return decode_row(_read_group(path, group)[offset], f"{path}, row {within}")
 
+    def recipes(self) -> list[str]:
+        """The recipe of every row, in order; no picture is read."""
+        import pyarrow.parquet as pq
+
+        return [recipe for path, _ in self.files for recipe in pq.read_table(path, columns=["recipe"])["recipe"].to_pylist()]
+
     def __iter__(self) -> Iterator[Row]:
         for path, rows in self.files:
             for group in range(-(-rows // _ROWS_A_GROUP)):

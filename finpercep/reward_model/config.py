@@ -36,8 +36,8 @@ class RewardModelConfig:
         std: their standard deviation.
         score_scale: calibration (`finpercep.training.calibration`): S = sigmoid(score_scale · logit + score_shift).
         score_shift: see ``score_scale``.
-        map_scale: calibration of the map that is handed out: M = sigmoid(map_scale · logit + map_shift). The score sees the map as
-            it was trained with, uncalibrated.
+        map_scale: calibration of the map that is handed out: M = sigmoid(map_scale · logit + map_shift). The score sees the
+            map it was trained with, uncalibrated.
         map_shift: see ``map_scale``.
     """
 

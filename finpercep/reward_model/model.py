@@ -73,9 +73,7 @@ class FinPercepRM(nn.Module, ModelHubMixin):
         self.mean: torch.Tensor
         self.std: torch.Tensor
 
-    def forward(
-        self, images: torch.Tensor, lr: torch.Tensor | None = None, lr_known: torch.Tensor | None = None
-    ) -> RewardOutput:
+    def forward(self, images: torch.Tensor, lr: torch.Tensor | None = None, lr_known: torch.Tensor | None = None) -> RewardOutput:
         """Score a batch.
 
         Args:

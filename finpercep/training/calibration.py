@@ -1,8 +1,8 @@
 """What a rung's numbers mean: temperature and shift for score and map, fitted on samples it was not trained on.
 
-The score's logit is scaled and shifted so that S is the pseudo quality one may expect at that score; the map's logit so that where
-it says 0.5 the visible difference is 0.5 on average. Both keep every order. They minimise the cross-entropy with the known values,
-a proper scoring rule: its minimum is the calibrated forecast (Guo et al. 2017, arXiv 1706.04599). Pure functions on tensors.
+The score's logit is scaled and shifted so that S is the pseudo quality one may expect at that score; the map's logit so that
+where it says 0.5 the visible difference is 0.5 on average. Both keep every order. They minimise the cross-entropy with the known
+values, a proper scoring rule: its minimum is the calibrated forecast (Guo et al. 2017, arXiv 1706.04599). Pure functions.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,27 @@ from data_synth.schema import Row
 
 Samples = Sequence[Row]
 """The samples of one split (contract 1)."""
+
+
+class Selected(Sequence[Row]):
+    """Some of the samples of a split, in the order of ``indexes``; rows are read when asked for."""
+
+    def __init__(self, samples: Samples, indexes: Sequence[int]) -> None:
+        self.samples, self.indexes = samples, list(indexes)
+
+    def __len__(self) -> int:
+        return len(self.indexes)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self.samples[i] for i in self.indexes[index]]
+        return self.samples[self.indexes[index]]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ import torch
 from torch.nn import functional as F
 
 
-def map_loss(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, *, bce_weight: float, focal: float = 0.0) -> torch.Tensor:
+def map_loss(
+    logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, *, bce_weight: float, focal: float = 0.0
+) -> torch.Tensor:
     """L_map = mean |M − M_gt|, plus ``bce_weight`` times the binary cross-entropy, which keeps small defects from fading.
 
     Args:

@@ -18,7 +18,7 @@ class LossWeights:
     Attributes:
         map: λ_map.
         map_bce: weight of the cross-entropy inside the map loss; 0 is the paper's loss.
-        map_focal: exponent γ of |M_gt − M|^γ on that cross-entropy (Li et al. 2020, eq. 4), which turns it to what is missed; 0: none.
+        map_focal: exponent γ of |M_gt − M|^γ on that cross-entropy, which turns it to what is missed; 0: none.
         rank: λ_rank.
         align: λ_align; unused for RM_0, which is the anchor.
         quality: weight of the pseudo-quality term.
@@ -58,7 +58,8 @@ def triplet_losses(
         # M_gt is known on all of gt (0) and syn, and of sr only where syn shows it.
         target = torch.cat([torch.zeros_like(batch.map), batch.map, batch.map])
         known = torch.cat([torch.ones_like(batch.mask), torch.ones_like(batch.mask), (batch.mask > 0.999).float()])
-        losses["map"] = weights.map * map_loss(output.map_logits.float(), target, known, bce_weight=weights.map_bce, focal=weights.map_focal)
+        found = output.map_logits.float()
+        losses["map"] = weights.map * map_loss(found, target, known, bce_weight=weights.map_bce, focal=weights.map_focal)
     if anchor is not None:
         with torch.no_grad():
             base_score_gt = anchor(batch.gt).score
