@@ -26,6 +26,14 @@ def test_map_loss_with_cross_entropy():
     assert map_loss(logits, target, torch.ones(1, 2, 2), bce_weight=2.0).item() == pytest.approx(0.5 + 2 * np.log(2))
 
 
+def test_focal_cross_entropy_weighs_what_is_missed():
+    """At M = 0.5 the quality focal loss is 0.5^γ · BCE; where the map is right it is 0."""
+    logits, target, everywhere = torch.zeros(1, 1, 1), torch.ones(1, 1, 1), torch.ones(1, 1, 1)
+    got = map_loss(logits, target, everywhere, bce_weight=1.0, focal=2.0).item()
+    assert got == pytest.approx(0.5 + 0.25 * np.log(2))
+    assert map_loss(logits, target * 0.5, everywhere, bce_weight=1.0, focal=2.0).item() == 0
+
+
 def test_ranking_loss_is_the_papers():
     gt, syn, sr = torch.tensor([0.9]), torch.tensor([0.85]), torch.tensor([0.8])
     m = torch.tensor([0.1])

@@ -19,7 +19,7 @@ from finpercep.reward_model.ladder import LadderConfig
 from finpercep.reward_model.model import FinPercepRM, Perception
 from finpercep.reward_model.score_head import MapForScore, bring_to_deep, modulated_features
 
-FORMS = ("literal", "complement", "residual", "statistics")
+FORMS = ("literal", "complement", "residual", "statistics", "readout", "attended")
 
 
 def build(**settings):
@@ -55,10 +55,27 @@ def test_modulation_forms_are_the_formulas():
     got = modulated_features(deep, seen, weight, "statistics")
     assert got.shape == (2, 12)
     assert torch.allclose(got[:, -2], degradation.mean((1, 2)), atol=1e-6)
+    readout = modulated_features(deep, seen, weight, "readout")
+    highest = degradation.flatten(1).sort(descending=True).values
+    tops = [highest[:, :count].mean(1) for count in (1, 3, 26)]  # 0.1, 1 and 10 % of 256 positions, at least one
+    assert torch.allclose(
+        readout, torch.cat([deep.mean((2, 3)), torch.stack([degradation.mean((1, 2)), *tops], 1)], 1), atol=1e-6
+    )
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("form", ["complement", "residual", "statistics"])
+def test_attended_features_are_those_of_the_defect_however_small():
+    deep, weight = torch.rand(1, 5, 8, 8), torch.ones(8, 8)
+    degradation = torch.zeros(1, 8, 8)
+    degradation[0, 2, 3] = 1
+    got = modulated_features(deep, MapForScore(degradation, degradation), weight, "attended")
+    assert torch.allclose(got[0, 5:10], deep[0, :, 2, 3], rtol=0.1)
+    clean = modulated_features(deep, MapForScore(degradation * 0, degradation * 0), weight, "attended")
+    assert not clean[0, 5:].any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["complement", "residual", "statistics", "readout", "attended"])
 def test_rung_zero_is_the_rung_with_an_empty_map(form):
     deep, weight = torch.rand(2, 5, 4, 4), torch.ones(4, 4)
     empty = MapForScore(torch.zeros(2, 16, 16), torch.zeros(2, 4, 4))

@@ -14,7 +14,7 @@ from finpercep.predictor import load_predictors
 from finpercep.reward_model.build import build_reward_model
 from finpercep.reward_model.config import RewardModelConfig
 from finpercep.reward_model.ladder import LadderConfig
-from finpercep.training.data import augment, epoch_index, training_batch, whole_batch
+from finpercep.training.data import Selected, augment, draw_tint, epoch_index, training_batch, whole_batch
 from finpercep.training.evaluate import evaluate_rung
 from finpercep.training.objective import LossWeights, triplet_losses
 from finpercep.training.train import RungReport, StepReport, TrainConfig, train_ladder
@@ -137,15 +137,53 @@ def test_sr_is_only_judged_where_its_map_is_known():
     assert loss.item() == pytest.approx(maps.mean().item(), abs=1e-5)
 
 
-def test_augmentation_keeps_planes_aligned_and_makes_no_new_value():
+def test_augmentation_keeps_planes_aligned_and_resamples_nothing():
+    """Every plane shows the same place; up to a tint, which is linear and the same for all, pixels are those of the photo."""
     row = SAMPLES[0]
     rng = np.random.default_rng(0)
+    values, tinted = set(np.unique(row.gt.astype(np.float32) / 255)), 0
     for _ in range(20):
         planes = augment(row, rng, 40)
-        assert planes["map"].shape == (40, 40)
+        assert planes["map"].shape == (40, 40) and planes["lr"].shape == (3, 10, 10)
         changed = np.abs(planes["syn"] - planes["gt"]).sum(axis=0) > 0
         assert (planes["map"][changed] == 1).all()
-        assert set(np.unique(planes["gt"])) <= set(np.unique(row.gt.astype(np.float32) / 255))
+        is_plain = set(np.unique(planes["gt"])) <= values
+        tinted += not is_plain
+    assert 0 < tinted < 20
+
+
+def test_the_lr_picture_is_cropped_with_the_others():
+    """lr holds every fourth pixel of gt here: it must still do so after any augmentation."""
+    rng = np.random.default_rng(1)
+    row = dataclasses.replace(SAMPLES[0], lr=SAMPLES[0].gt[::4, ::4])
+    for _ in range(20):
+        planes = augment(row, rng, 40)
+        corners = [planes["gt"][:, i::4, j::4] for i in (0, 3) for j in (0, 3)]
+        assert min(np.abs(corner - planes["lr"]).max() for corner in corners) < 1e-6
+
+
+def test_a_tint_clips_nothing_and_commutes_with_means():
+    rng = np.random.default_rng(2)
+    picture = rng.uniform(size=(3, 8, 8)).astype(np.float32)
+    tints = [tint for tint in (draw_tint(rng) for _ in range(50)) if tint]
+    assert 10 < len(tints) < 40
+    for tint in tints:
+        got = tint.apply(picture)
+        assert got.min() >= 0 and got.max() <= 1
+        halves = tint.apply(picture[:, ::2]) / 2 + tint.apply(picture[:, 1::2]) / 2
+        assert np.allclose(tint.apply(picture[:, ::2] / 2 + picture[:, 1::2] / 2), halves, atol=1e-6)
+
+
+def test_the_lr_picture_is_shown_for_about_half_of_the_samples():
+    known = torch.cat([training_batch(SAMPLES, step, batch_size=12, crop=40, seed=0).lr_known for step in range(20)])
+    assert 0.35 < known.float().mean() < 0.65
+    assert whole_batch(SAMPLES, range(3)).lr_known.all()
+
+
+def test_a_selection_of_samples():
+    some = Selected(SAMPLES, [3, 1])
+    assert [row.index for row in some] == [3, 1] and len(some) == 2
+    assert [row.index for row in some[1:]] == [1]
 
 
 def test_every_epoch_visits_every_sample_once():
