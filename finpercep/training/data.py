@@ -36,8 +36,12 @@ class TripletBatch:
     quality_sr: torch.Tensor
 
 
-def training_batch(samples: Samples, step: int, *, batch_size: int, crop: int, seed: int) -> TripletBatch:
+def training_batch(
+    samples: Samples, step: int, *, batch_size: int, crop: int, seed: int, share: range | None = None
+) -> TripletBatch:
     """The batch of a step, decided by (seed, step) alone: every epoch visits each sample once, in its own order.
+
+    A place of the batch has random numbers of its own, so that one of several processes reads its share alone.
 
     Args:
         samples: at least one.
@@ -45,10 +49,12 @@ def training_batch(samples: Samples, step: int, *, batch_size: int, crop: int, s
         batch_size: samples a batch.
         crop: side in px of the random crop, no larger than the stored images.
         seed: see above.
+        share: places in the batch, 0 … ``batch_size`` − 1, that are wanted; None: all.
     """
-    rng = np.random.default_rng((seed, step))
-    rows = [samples[epoch_index(len(samples), position, seed)] for position in range(step * batch_size, (step + 1) * batch_size)]
-    return _stack([augment(row, rng, crop) for row in rows], rows)
+    positions = [step * batch_size + place for place in share or range(batch_size)]
+    rows = [samples[epoch_index(len(samples), position, seed)] for position in positions]
+    rngs = [np.random.default_rng((seed, position)) for position in positions]
+    return _stack([augment(row, rng, crop) for row, rng in zip(rows, rngs, strict=True)], rows)
 
 
 def epoch_index(length: int, position: int, seed: int) -> int:
