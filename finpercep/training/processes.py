@@ -23,7 +23,7 @@ _MIXED: dict[Precision, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def make_accelerator(device: torch.device, precision: Precision) -> Accelerator:
-    """One for this process, which may be one of several that ``accelerate launch`` started.
+    """One for this process, which may be one of several that ``accelerate launch`` or, on CPUs, ``torchrun`` started.
 
     Args:
         device: where to train; of several processes, each has the GPU of its local rank, or all have the CPU.
