@@ -13,92 +13,140 @@ import typer
 from data_synth.schema import read_split
 from data_synth.schema.manifest import MANIFEST_NAME
 from finpercep.cli.console import figures_table, progress_bar, say, show
-from finpercep.cli.options import Device, Seed
+from finpercep.cli.options import Device
 from finpercep.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
+    from finpercep.predictor import Predictor
+    from finpercep.training.data import Samples
     from finpercep.training.train import RungReport, StepReport, TrainConfig
 
-METRICS_NAME = "metrics.jsonl"
+LOADER_THREADS = 2
 
 
 def train_rm(
     data: Annotated[Path, typer.Option(help="Dataset folder made by `finpercep synth`.")],
     out: Annotated[Path, typer.Option(help="Folder for the ladder; run again to resume.")],
-    steps: Annotated[str, typer.Option(help="Steps of each rung, RM_0 first, comma-separated.")] = "300,300,600",
-    strides: Annotated[str, typer.Option(help="Map stride of RM_1 … RM_N, comma-separated, falling.")] = "16,4",
+    config: Annotated[
+        Path | None, typer.Option(help="TOML with any setting of a training run, see configs/; flags win over it.")
+    ] = None,
+    steps: Annotated[str | None, typer.Option(help="Steps of each rung, comma-separated; default 300,300,600.")] = None,
+    strides: Annotated[str | None, typer.Option(help="Map stride of RM_1 … RM_N, falling; default 16,4.")] = None,
     encoder: Annotated[
-        str, typer.Option(help="segmentation-models-pytorch encoder; tu-… is any timm backbone.")
-    ] = "tu-resnet10t",
+        str | None, typer.Option(help="segmentation-models-pytorch encoder; tu-… is any timm backbone; default tu-resnet10t.")
+    ] = None,
     modulation: Annotated[
-        str, typer.Option(help="How the map enters the score: literal|complement|residual|statistics.")
-    ] = "statistics",
-    batch_size: Annotated[int, typer.Option(help="Triplets a step.")] = 16,
-    crop: Annotated[int, typer.Option(help="Side of the random crop in px.")] = 128,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+        str | None,
+        typer.Option(help="How the map enters the score: literal|complement|residual|statistics; default statistics."),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Triplets a step, of all processes together; default 16.")] = None,
+    crop: Annotated[int | None, typer.Option(help="Side of the random crop in px; default 128.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default 0.001.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32|bf16|fp16 (GPU only); default bf16.")] = None,
+    ema: Annotated[float | None, typer.Option(help="Decay of the averaged weights; 0: none; default 0.999.")] = None,
+    clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient; default 1.")] = None,
+    validate_every: Annotated[int | None, typer.Option(help="Steps between looks at validation photos; default 100.")] = None,
+    validate_samples: Annotated[int | None, typer.Option(help="Samples of a look, at most; default 64.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="End a rung after so many steps without a better figure; 0: never; default 0.")
+    ] = None,
     start: Annotated[
         str | None, typer.Option(help="Ladder to start from: a folder, or 'packaged'. Default: from scratch.")
     ] = None,
-    pretrained_encoder: Annotated[bool, typer.Option(help="Start the encoder from timm's weights (may download).")] = False,
-    seed: Seed = 0,
+    pretrained_encoder: Annotated[
+        bool | None, typer.Option("--pretrained-encoder", help="Start the encoder from timm's weights (may download).")
+    ] = None,
+    save_every: Annotated[int | None, typer.Option(help="Steps between run states; default 100.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides everything that is drawn at random; default 0.")] = None,
+    workers: Annotated[int, typer.Option(help="Threads that draw batches; they change only the speed.", min=1)] = LOADER_THREADS,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Train nothing: say what would be done, try a step, estimate the time.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Train a ladder of reward models, each rung from the one before; prints its figures on the validation photos.
 
+    Several GPUs: accelerate launch --multi_gpu -m finpercep train-rm … Several processes on CPUs: torchrun, the same way.
+
     Example: finpercep train-rm --data runs/data --out runs/ladder
     """
     from data_synth.device import resolve_device
-    from finpercep.reward_model.build import with_encoder_statistics
-    from finpercep.reward_model.config import RewardModelConfig
-    from finpercep.reward_model.ladder import LadderConfig
-    from finpercep.training.train import TrainConfig
+    from finpercep.cli.train_rm_config import train_config
 
-    base = RewardModelConfig(encoder=encoder, modulation=modulation)  # type: ignore[arg-type]  # the config validates it
-    config = TrainConfig(
-        ladder=LadderConfig(with_encoder_statistics(base), tuple(_integers("strides", strides))),
-        steps=tuple(_integers("steps", steps)),
-        batch_size=batch_size,
-        crop=crop,
-        lr=lr,
-        pretrained_encoder=pretrained_encoder,
-        seed=seed,
-    )
-    reports = run_training(data, out, config, start=start, device=resolve_device(device))
-    for rung in reports:
+    flags = {
+        "steps": _integers("steps", steps),
+        "ladder.map_strides": _integers("strides", strides),
+        "ladder.base.encoder": encoder,
+        "ladder.base.modulation": modulation,
+        "batch_size": batch_size,
+        "crop": crop,
+        "lr": lr,
+        "precision": precision,
+        "ema": ema,
+        "clip": clip,
+        "validate_every": validate_every,
+        "validate_samples": validate_samples,
+        "patience": patience,
+        "pretrained_encoder": pretrained_encoder,
+        "save_every": save_every,
+        "seed": seed,
+    }
+    settings, where = train_config(config, flags), resolve_device(device)
+    if dry_run:
+        from finpercep.cli.train_rm_rehearsal import show_rehearsal
+
+        show_rehearsal(data, settings, start=start, device=where, threads=workers)
+        return
+    for rung in run_training(data, out, settings, start=start, device=where, threads=workers):
         show(figures_table(f"{rung.rung} on validation photos", quality_rows(rung)))
-    say(f"ladder written to {out}")
 
 
-def run_training(data: Path, out: Path, config: TrainConfig, *, start: str | None, device: torch.device) -> list[RungReport]:
-    """Train with a progress bar; every step and rung goes into ``out/metrics.jsonl`` too. Returns all rungs."""
-    from finpercep.predictor import load_predictors, packaged_model_folder
-    from finpercep.training.metrics_log import append_metrics, keep_metrics
+def run_training(
+    data: Path, out: Path, config: TrainConfig, *, start: str | None, device: torch.device, threads: int = LOADER_THREADS
+) -> list[RungReport]:
+    """Train with a progress bar; every step and rung goes into the run's record too (`run_log`).
+
+    Returns:
+        All rungs; none where this process is not the main one of several.
+    """
+    from finpercep.training.processes import make_accelerator
     from finpercep.training.run_config import claim_config
-    from finpercep.training.train import RungReport, train_ladder
+    from finpercep.training.train import train_ladder
 
-    parents = None
-    if start is not None:
-        parents = load_predictors(packaged_model_folder() if start == "packaged" else Path(start))
-    train, validation = read_split(data, "train"), read_split(data, "validation")
-    check_crop(train[0].gt.shape[0], config.crop)
+    accelerator = make_accelerator(device, config.precision)
+    train, validation = open_splits(data, config)
+    parents = parents_of(start)
     described = {
         "data": str(data),
         "data_digest": manifest_digest(data),
-        "start": {rung: predictor.digest for rung, predictor in (parents or {}).items()},
+        "start": {rung: predictor.digest for rung, predictor in parents.items()},
     }
-    claim_config(out / "config.toml", {"train": dataclasses.asdict(config), **described})
-    models = {rung: predictor.model for rung, predictor in (parents or {}).items()}
-    reports = train_ladder(train, validation, config, out, start=models, device=device)
-    log = out / METRICS_NAME
-    keep_metrics(log, lambda record: record["kind"] == "StepReport")  # every finished rung is reported again
-    finished = []
-    for report in _with_bar(reports, config):
-        append_metrics(log, {"kind": type(report).__name__, **dataclasses.asdict(report)})
-        if isinstance(report, RungReport):
-            finished.append(report)
+    if accelerator.is_main_process:
+        claim_config(out / "config.toml", {"train": dataclasses.asdict(config), **described})
+    accelerator.wait_for_everyone()
+    models = {rung: predictor.model for rung, predictor in parents.items()}
+    reports = train_ladder(train, validation, config, out, start=models, accelerator=accelerator, threads=threads)
+    finished = _recorded(reports, config, out) if accelerator.is_main_process else _followed(reports)
+    accelerator.end_training()
     return finished
+
+
+def open_splits(data: Path, config: TrainConfig) -> tuple[Samples, Samples]:
+    """Training and validation samples. Raises `SchemaError` or, where the crop does not fit them, `ConfigError`."""
+    train, validation = read_split(data, "train"), read_split(data, "validation")
+    check_crop(train[0].gt.shape[0], config.crop)
+    return train, validation
+
+
+def parents_of(start: str | None) -> dict[str, Predictor]:
+    """The rungs to start from; none from scratch."""
+    from finpercep.predictor import load_predictors, packaged_model_folder
+
+    if start is None:
+        return {}
+    return load_predictors(packaged_model_folder() if start == "packaged" else Path(start))
 
 
 def check_crop(stored: int, crop: int) -> None:
@@ -114,25 +162,56 @@ def manifest_digest(data: Path) -> str:
     return hashlib.sha256((data / MANIFEST_NAME).read_bytes()).hexdigest()[:16]
 
 
-def _with_bar(reports: Iterator[StepReport | RungReport], config: TrainConfig) -> Iterator[StepReport | RungReport]:
-    steps = dict(zip((rung for rung, _ in config.ladder.rungs()), config.steps, strict=True))
+Reports = Iterator["StepReport | RungReport"]
+
+
+def _recorded(reports: Reports, config: TrainConfig, out: Path) -> list[RungReport]:
+    from finpercep.training.run_log import RunLog
+    from finpercep.training.train import RungReport
+
+    log, finished = RunLog(out), []
+    for report in _with_bar(reports, config):
+        log.add(report)
+        if isinstance(report, RungReport):
+            finished.append(report)
+    log.close()
+    say(f"ladder written to {out}")
+    return finished
+
+
+def _followed(reports: Reports) -> list[RungReport]:
+    """One of the processes that train along: it writes and says nothing."""
+    for _ in reports:
+        pass
+    return []
+
+
+def _with_bar(reports: Reports, config: TrainConfig) -> Reports:
+    from finpercep.training.train import StepReport
+
     with progress_bar() as bar:
+        steps = config.rung_steps()
         tasks = {rung: bar.add_task(f"train {rung}", total=count, figures="") for rung, count in steps.items()}
+        best = ""
         for report in reports:
-            losses = getattr(report, "losses", None)
-            if losses is not None:
-                figures = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
-                bar.update(tasks[report.rung], completed=report.step, figures=figures)  # type: ignore[union-attr]
-            else:
-                bar.update(tasks[report.rung], completed=steps[report.rung])
+            task = tasks[report.rung]
+            if isinstance(report, StepReport):
+                if report.validation is not None and report.validation.figure is not None:
+                    best = f" validation {report.validation.figure:.3f}"
+                figures = " ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
+                bar.update(task, completed=report.step, figures=figures + best)
+            else:  # with fewer steps than planned after an early stop
+                bar.update(task, completed=report.steps or steps[report.rung], total=report.steps or steps[report.rung])
+                best = ""
             yield report
 
 
 def quality_rows(report: RungReport) -> list[tuple[str, str]]:
     """The figures of a rung, for a table."""
+    chosen = [("stored: weights after step", f"{report.step} of {report.steps}")] if report.step is not None else []
     quality = report.quality
     if quality is None:
-        return [("", "no validation samples")]
+        return [*chosen, ("", "no validation samples")]
     rows = [
         ("triplet order gt > syn > sr", _figure(quality.ranking.triplet)),
         ("gt above syn", _figure(quality.ranking.gt_over_syn)),
@@ -145,15 +224,15 @@ def quality_rows(report: RungReport) -> list[tuple[str, str]]:
             ("mean map on clean photos", _figure(quality.map.clean_mean)),
             *rows,
         ]
-    return [*rows, ("triplets", str(quality.ranking.count))]
+    return [*rows, ("triplets", str(quality.ranking.count)), *chosen]
 
 
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _integers(name: str, text: str) -> list[int]:
+def _integers(name: str, text: str | None) -> list[int] | None:
     try:
-        return [int(part) for part in text.split(",") if part]
+        return None if text is None else [int(part) for part in text.split(",") if part]
     except ValueError as error:
         raise typer.BadParameter(f"--{name} must be integers separated by commas, got {text!r}") from error

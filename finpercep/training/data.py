@@ -65,8 +65,12 @@ LR_KNOWN_SHARE = 0.5
 """Of the training samples, those whose LR picture may be seen, so that one model serves with and without."""
 
 
-def training_batch(samples: Samples, step: int, *, batch_size: int, crop: int, seed: int) -> TripletBatch:
+def training_batch(
+    samples: Samples, step: int, *, batch_size: int, crop: int, seed: int, share: range | None = None
+) -> TripletBatch:
     """The batch of a step, decided by (seed, step) alone: every epoch visits each sample once, in its own order.
+
+    A place of the batch has random numbers of its own, so that one of several processes reads its share alone.
 
     Args:
         samples: at least one.
@@ -74,11 +78,13 @@ def training_batch(samples: Samples, step: int, *, batch_size: int, crop: int, s
         batch_size: samples a batch.
         crop: side in px of the random crop, a multiple of the dataset's scale and no larger than the stored images.
         seed: see above.
+        share: places in the batch, 0 … ``batch_size`` − 1, that are wanted; None: all.
     """
-    rng = np.random.default_rng((seed, step))
-    rows = [samples[epoch_index(len(samples), position, seed)] for position in range(step * batch_size, (step + 1) * batch_size)]
-    planes = [augment(row, rng, crop) for row in rows]
-    return _stack(planes, rows, lr_known=rng.uniform(size=len(rows)) < LR_KNOWN_SHARE)
+    positions = [step * batch_size + place for place in share or range(batch_size)]
+    rows = [samples[epoch_index(len(samples), position, seed)] for position in positions]
+    rngs = [np.random.default_rng((seed, position)) for position in positions]
+    planes = [augment(row, rng, crop) for row, rng in zip(rows, rngs, strict=True)]
+    return _stack(planes, rows, lr_known=np.array([rng.uniform() < LR_KNOWN_SHARE for rng in rngs]))
 
 
 def epoch_index(length: int, position: int, seed: int) -> int:

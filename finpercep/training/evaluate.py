@@ -66,7 +66,6 @@ def evaluate_rung(model: FinPercepRM, samples: Samples, *, batch_size: int = 16)
     return RungQuality(quality, ranking_quality(*scores, share > 0), by_area)
 
 
-CALIBRATION_SAMPLES = 400
 _PIXEL_STEP = 4  # of the map, every fourth pixel of every fourth row is enough
 
 
@@ -77,10 +76,9 @@ def calibrate(model: FinPercepRM, samples: Samples) -> None:
 
     Args:
         model: a trained rung, uncalibrated.
-        samples: at least one; no more than `CALIBRATION_SAMPLES`, spread over all, are used.
+        samples: at least one.
     """
-    chosen = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), CALIBRATION_SAMPLES)).astype(int))
-    seen = predict_split(model, [samples[int(index)] for index in chosen])
+    seen = predict_split(model, samples)
     scores = np.concatenate([seen.score_gt, seen.score_syn, seen.score_sr])
     known = np.concatenate([np.ones_like(seen.quality_syn), seen.quality_syn, seen.quality_sr])
     score = fit_calibration(_logit(scores), torch.from_numpy(known))

@@ -46,7 +46,7 @@ CONFIG = TrainConfig(
     batch_size=4,
     crop=48,
     save_every=2,
-    autocast=False,
+    precision="fp32",
     half=False,
 )
 

@@ -1,0 +1,34 @@
+"""`finpercep train-rm --config FILE.toml`: the settings of a ladder from defaults, a file and flags."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finpercep.cli.settings_file import merge_settings, read_settings, set_flags, validated
+from finpercep.reward_model.build import with_encoder_statistics
+from finpercep.training.train_config import TrainConfig
+
+_STATISTICS = ("mean", "std")
+
+
+def train_config(file: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
+    """Settings of a training run; the input normalisation is the encoder's own, unless the file has another.
+
+    Args:
+        file: TOML with any part of `TrainConfig`, nested as it is: ``[ladder]``, ``[ladder.base]``, ``[loss]``.
+        flags: dotted names, ``ladder.base.encoder``, and values; None leaves the file's value, or the default.
+
+    Raises:
+        ConfigError: the file cannot be read, or a setting is unknown or out of range; names it.
+    """
+    given = read_settings(file, "training") if file else {}
+    tree = merge_settings(dataclasses.asdict(TrainConfig()), given, str(file))
+    set_flags(tree, flags)
+    config = validated(TrainConfig, tree)
+    of_encoder = with_encoder_statistics(config.ladder.base)
+    own = {name: getattr(of_encoder, name) for name in _STATISTICS if name not in given.get("ladder", {}).get("base", {})}
+    base = dataclasses.replace(config.ladder.base, **own)
+    return dataclasses.replace(config, ladder=dataclasses.replace(config.ladder, base=base))
