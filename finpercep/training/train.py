@@ -73,7 +73,7 @@ def train_ladder(
     entries: list[LadderRung] = []
     anchor: FinPercepRM | None = None
     previous: FinPercepRM | None = None
-    for position, (rung, model_config) in enumerate(config.ladder.rungs()):
+    for position, (rung, _) in enumerate(config.ladder.rungs()):
         folder = out / rung
         if not (folder / "config.json").exists():
             model = first_weights(config, position, previous, (start or {}).get(rung))
