@@ -43,10 +43,10 @@ class RewardModelConfig:
 
     encoder: str = "tu-resnet10t"
     encoder_depth: int = 4
-    lr_input: bool = False
+    lr_input: bool = True
     map_stride: int | None = None
-    decoder_channels: tuple[int, ...] = (96, 64, 32, 16)
-    modulation: Modulation = "statistics"
+    decoder_channels: tuple[int, ...] = (64, 48, 24, 12)
+    modulation: Modulation = "attended"
     map_pooling: Pooling = "area"
     head_hidden: int = 64
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
