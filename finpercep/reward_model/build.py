@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from finpercep.errors import ConfigError, WeightsError
@@ -20,6 +22,8 @@ from finpercep.reward_model.score_head import ScoreHead
 from finpercep.reward_model.vit import ViTEncoder
 
 IMAGE_CHANNELS = 3
+
+_LOADING_ERRORS: tuple[type[Exception], ...] = (*HUB_ERRORS, RuntimeError, KeyError, SafetensorError, UnpicklingError)
 
 
 def build_reward_model(config: RewardModelConfig, *, pretrained_encoder: bool | str | Path = False) -> FinPercepRM:
@@ -82,7 +86,8 @@ def _create_encoder(config: RewardModelConfig, *, weights: str | bool | None = N
 
 
 def _pretrained_encoder(config: RewardModelConfig, source: bool | str | Path) -> Any:
-    _encoder(config)  # a name that does not exist is the config's fault, whatever goes wrong after it the weights'
+    with torch.random.fork_rng(devices=[]):  # so that the second encoder begins with the weights of this one
+        fresh = _encoder(config)  # a name that does not exist is the config's fault, whatever goes wrong after it the weights'
     timm_options: dict[str, Any] = {}
     if source is not True:
         if not config.encoder.startswith("tu-"):
@@ -91,13 +96,27 @@ def _pretrained_encoder(config: RewardModelConfig, source: bool | str | Path) ->
             raise WeightsError(f"{source}: expected a file with weights of {config.encoder!r}, found none; check the path")
         timm_options = {"pretrained_cfg_overlay": {"file": str(source)}}
     try:
-        return _create_encoder(config, weights=config.encoder.startswith("tu-") or "imagenet", **timm_options)
-    except (*HUB_ERRORS, RuntimeError, KeyError) as error:
+        encoder = _create_encoder(config, weights=config.encoder.startswith("tu-") or "imagenet", **timm_options)
+    except _LOADING_ERRORS as error:
         if source is not True:
             raise WeightsError(f"{source}: not weights of {config.encoder!r}: {one_line(error)}") from error
         raise WeightsError(
-            f"weights of {config.encoder!r} could not be downloaded ({one_line(error)}); give a file of them, or train from scratch"
+            f"weights of {config.encoder!r} could not be downloaded; give a file of them or train from scratch: {one_line(error)}"
         ) from error
+    if missing := _still_fresh(encoder, fresh):
+        where = f"weights of {config.encoder!r}" if source is True else str(source)
+        raise WeightsError(f"{where}: expected a tensor for each of {config.encoder!r}, found none for {', '.join(missing[:3])}")
+    return encoder
+
+
+def _still_fresh(encoder: nn.Module, fresh: nn.Module) -> list[str]:
+    """Kernels and matrices that loading left at their random values: timm only logs what a file lacks."""
+    before = dict(fresh.named_parameters())
+    return [
+        name
+        for name, tensor in encoder.named_parameters()
+        if name.endswith(".weight") and tensor.ndim > 1 and tensor.any() and torch.equal(tensor, before[name])
+    ]
 
 
 def with_encoder_statistics(config: RewardModelConfig) -> RewardModelConfig:

@@ -28,7 +28,8 @@ class RewardModelConfig:
         map_stride: stride of the decoder's map before it is upsampled to the input, a power of two from the decoder's
             `native_stride` up to f_N's stride; None for RM_0, which has no decoder.
         decoder_channels: channels of the decoder's blocks, coarsest first. Of ``unet`` a rung uses as many as its stride needs,
-            of ``unetplusplus`` and ``manet`` one for each halving; ``linknet`` ends with the last, the rest have one width, the first.
+            of ``unetplusplus`` and ``manet`` one for each halving; ``linknet`` ends with the last; the rest have one width, the
+            first.
         modulation: how M enters the score (method §2), for f = f_N and M brought to its size:
             ``literal`` f⊙M, the paper's form; ``complement`` f⊙(1−M); ``residual`` f⊙(1+M);
             ``statistics`` [f, f⊙M, mean(M), top 1 % of M], which hands the head the map's own size and peak.

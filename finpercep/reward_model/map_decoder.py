@@ -4,10 +4,10 @@ The U-Net is cut off at that stride: a finer rung has more blocks. The others al
 features are averaged down to the rung's. Either way names and shapes of what two rungs share are the same, so that a rung
 starts from the weights of the one before.
 
-Some decoders look at the whole image, its padding included: FPN (GroupNorm), UPerNet, PSPNet and DeepLab (global pooling), MAnet
-(attention over all positions, channel attention), and DPT's encoder (attention). Inside, padding is by reflection to f_N's stride;
-the map is that of the image reflected by hand to the same size for every decoder, but what more padding changes is confined to
-the edge only for the others (U-Net, U-Net++, Linknet, SegFormer).
+Inside, an image is padded by reflection to whole strides of f_N: whatever the decoder, its map is that of the image reflected by
+hand to that size. More padding than that, or a part of the image instead of the whole, changes no more than the edge of U-Net's,
+U-Net++'s, Linknet's and SegFormer's maps. The others look at the whole image, its padding included: FPN (GroupNorm), UPerNet,
+PSPNet and DeepLab (global pooling), MAnet (attention over positions, and over channels), DPT (its encoder's attention).
 """
 
 from __future__ import annotations

@@ -18,11 +18,12 @@ class ViTEncoder(TimmViTEncoder):
     classification head and blocks beyond the last level are removed.
     """
 
-    def __init__(self, name: str, *, depth: int, patch: int, **timm_options: Any) -> None:
+    def __init__(self, name: str, *, depth: int, patch: int, in_channels: int, pretrained: bool, **timm_options: Any) -> None:
         """As many levels as ``depth``, spread evenly over the blocks; a ``patch`` other than the name's resamples its weights."""
-        super().__init__(name, depth=depth, patch_size=patch, dynamic_img_size=True, **timm_options)
+        settings = {"patch_size": patch, "dynamic_img_size": True, "num_classes": 0, **timm_options}
+        super().__init__(name, depth=depth, in_channels=in_channels, pretrained=pretrained, **settings)
         self.model.prune_intermediate_layers(self._output_indices, prune_norm=False, prune_head=True)
-        self.out_channels = [timm_options.get("in_channels", 3), *self.out_channels]
+        self.out_channels: list[int] = [in_channels, *(self.model.feature_info[i]["num_chs"] for i in self._output_indices)]
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """The prefix tokens of each level (N, tokens, C), where there are any; the image; the maps (N, C, h, w), last f_N."""
