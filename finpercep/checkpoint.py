@@ -1,10 +1,11 @@
-"""CONTRACT 2, version 1: a rung on disk, and the ladder of rungs.
+"""CONTRACT 2, version 2: a rung on disk, and the ladder of rungs (version 1).
 
     FOLDER/ladder.json             {"format", "version", "name", "rungs": [{"rung", "path", "digest"}, …]}   RM_0 first
     FOLDER/RM_k/config.json        {"format", "version", "model": {…}, "digest"}   model: architecture, preprocessing, calibration
     FOLDER/RM_k/model.safetensors  the weights, in float32 or float16
 
 A rung's digest covers weights, preprocessing and calibration. It is the rung's identity in replies, logs and run records.
+Older versions are read as well (`SETTINGS_SINCE`), and a rung keeps its digest when it is written anew in a later version.
 Knows nothing about how a model is built from its config.
 """
 
@@ -28,7 +29,10 @@ from finpercep.errors import WeightsError
 
 CHECKPOINT_FORMAT = "finpercep-rm"
 LADDER_FORMAT = "finpercep-ladder"
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
+LADDER_VERSION = 1
+SETTINGS_SINCE: dict[int, dict[str, Any]] = {2: {"decoder": "unet", "lr_input": False, "map_scale": 1.0, "map_shift": 0.0}}
+"""What each version added to ``model``, as JSON, with the values that mean what the version before it did."""
 CONFIG_NAME, WEIGHTS_NAME, LADDER_NAME = "config.json", "model.safetensors", "ladder.json"
 
 
@@ -59,8 +63,13 @@ class Ladder:
 
 
 def digest_of(model: dict[str, Any], state: dict[str, torch.Tensor]) -> str:
-    """``sha256:…`` over the model config and every tensor's name, dtype, shape and bytes."""
-    sha = hashlib.sha256(json.dumps(model, sort_keys=True, separators=(",", ":")).encode())
+    """``sha256:…`` over the model config and every tensor's name, dtype, shape and bytes.
+
+    A setting of `SETTINGS_SINCE` that has the value given there is left out: a new setting that is not used makes no new model.
+    """
+    unused = {name: value for added in SETTINGS_SINCE.values() for name, value in added.items()}
+    used = {name: value for name, value in model.items() if name not in unused or value != unused[name]}
+    sha = hashlib.sha256(json.dumps(used, sort_keys=True, separators=(",", ":")).encode())
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         sha.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
@@ -107,27 +116,36 @@ def write_checkpoint(
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read and verify a rung.
+    """Read and verify a rung; ``model`` has the settings of the present version, whichever it was written in.
 
     Raises:
         WeightsError: the folder or its weights are absent or unreadable.
-        SchemaError: not this contract and version, or the digest does not match.
+        SchemaError: not this contract, a later version of it, or the digest does not match.
     """
     path = folder / CONFIG_NAME
-    record = _read_record(path, CHECKPOINT_FORMAT, {"model": dict, "digest": str})
+    record = _read_record(path, CHECKPOINT_FORMAT, range(1, CONTRACT_VERSION + 1), {"model": dict, "digest": str})
+    model = _with_later_settings(path, record["model"], record["version"])
     try:
         state = load_tensors((folder / WEIGHTS_NAME).read_bytes())
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{folder / WEIGHTS_NAME}: weights cannot be read: {error}") from error
-    actual = digest_of(record["model"], state)
+    actual = digest_of(model, state)
     if actual != record["digest"]:
         raise SchemaError(str(path), "digest", f"{actual} (what weights and config give)", record["digest"])
-    return Checkpoint(record["model"], state, actual)
+    return Checkpoint(model, state, actual)
+
+
+def _with_later_settings(path: Path, model: dict[str, Any], version: int) -> dict[str, Any]:
+    """``model`` of ``version`` in the present one: settings it did not have yet, at the values it stood for."""
+    later = {name: value for since, added in SETTINGS_SINCE.items() if since > version for name, value in added.items()}
+    for name in sorted(later.keys() & model.keys()):
+        raise SchemaError(str(path), f"model.{name}", f"no such setting in version {version}", model[name])
+    return {**model, **later}
 
 
 def write_ladder(folder: Path, name: str, rungs: Sequence[LadderRung]) -> None:
     """Write ``ladder.json``."""
-    record = {"format": LADDER_FORMAT, "version": CONTRACT_VERSION, "name": name, "rungs": [asdict(rung) for rung in rungs]}
+    record = {"format": LADDER_FORMAT, "version": LADDER_VERSION, "name": name, "rungs": [asdict(rung) for rung in rungs]}
     write_atomically(folder / LADDER_NAME, _json_bytes(record))
 
 
@@ -139,7 +157,7 @@ def read_ladder(folder: Path) -> Ladder:
         SchemaError: it is not of this contract and version, names no rung, or a path leads out of the folder.
     """
     path = folder / LADDER_NAME
-    record = _read_record(path, LADDER_FORMAT, {"name": str, "rungs": list})
+    record = _read_record(path, LADDER_FORMAT, range(LADDER_VERSION, LADDER_VERSION + 1), {"name": str, "rungs": list})
     rungs = []
     for index, entry in enumerate(record["rungs"]):
         wanted = {"rung", "path", "digest"}
@@ -153,7 +171,7 @@ def read_ladder(folder: Path) -> Ladder:
     return Ladder(record["name"], tuple(rungs))
 
 
-def _read_record(path: Path, expected_format: str, fields: dict[str, type]) -> dict[str, Any]:
+def _read_record(path: Path, expected_format: str, versions: Sequence[int], fields: dict[str, type]) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -164,9 +182,9 @@ def _read_record(path: Path, expected_format: str, fields: dict[str, type]) -> d
         raise SchemaError(str(path), "(file)", "JSON", str(error)) from error
     if not isinstance(record, dict):
         raise SchemaError(str(path), "(file)", "a JSON object", type(record).__name__)
-    for field, expected in (("format", expected_format), ("version", CONTRACT_VERSION)):
-        if record.get(field) != expected:
-            raise SchemaError(str(path), field, repr(expected), record.get(field))
+    for field, accepted in (("format", [expected_format]), ("version", versions)):
+        if record.get(field) not in accepted:
+            raise SchemaError(str(path), field, " or ".join(map(repr, accepted)), record.get(field))
     for field, kind in fields.items():
         if not isinstance(record.get(field), kind):
             raise SchemaError(str(path), field, kind.__name__, record.get(field))

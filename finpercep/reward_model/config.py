@@ -11,6 +11,9 @@ from finpercep.errors import ConfigError
 
 Modulation = Literal["literal", "complement", "residual", "statistics", "readout", "attended"]
 Pooling = Literal["area", "max"]
+Decoder = Literal[
+    "unet", "unetplusplus", "manet", "linknet", "fpn", "upernet", "segformer", "pspnet", "deeplabv3", "deeplabv3plus", "dpt"
+]
 
 
 @dataclass(frozen=True)
@@ -18,13 +21,17 @@ class RewardModelConfig:
     """One rung.
 
     Attributes:
-        encoder: a segmentation-models-pytorch encoder name; ``tu-…`` is any timm backbone.
-        encoder_depth: number of halvings; f_N has stride 2**encoder_depth.
+        encoder: a segmentation-models-pytorch encoder name; ``tu-…`` is any timm backbone, ``tu-resnet50_clip`` CLIP-IQA's.
+        encoder_depth: number of halvings; f_N has stride 2**encoder_depth. A ViT's patches are given that side (16 px at
+            depth 4), and as many of its levels are decoded.
         lr_input: whether the encoder also sees how the image, brought down, departs from the LR picture it was made from
             (`lr_evidence`). That picture stays optional: one model serves with and without.
-        map_stride: stride of the decoder's map before it is upsampled to the input, a power of two up to f_N's stride;
-            None for RM_0, which has no decoder.
-        decoder_channels: channels of the U-Net decoder's blocks, coarsest first; a rung uses as many as its stride needs.
+        decoder: a segmentation-models-pytorch decoder (`decoders`); ``dpt`` is for ViT encoders, and they for it.
+        map_stride: stride of the decoder's map before it is upsampled to the input, a power of two from the decoder's
+            `native_stride` up to f_N's stride; None for RM_0, which has no decoder.
+        decoder_channels: channels of the decoder's blocks, coarsest first. Of ``unet`` a rung uses as many as its stride needs,
+            of ``unetplusplus`` and ``manet`` one for each halving; ``linknet`` ends with the last; the rest have one width, the
+            first.
         modulation: how M enters the score (method §2), for f = f_N and M brought to its size:
             ``literal`` f⊙M, the paper's form; ``complement`` f⊙(1−M); ``residual`` f⊙(1+M);
             ``statistics`` [f, f⊙M, mean(M), top 1 % of M], which hands the head the map's own size and peak;
@@ -45,6 +52,7 @@ class RewardModelConfig:
     encoder_depth: int = 4
     lr_input: bool = True
     map_stride: int | None = None
+    decoder: Decoder = "unet"
     decoder_channels: tuple[int, ...] = (64, 48, 24, 12)
     modulation: Modulation = "attended"
     map_pooling: Pooling = "area"
@@ -61,6 +69,14 @@ class RewardModelConfig:
             raise ConfigError(f"encoder_depth must lie in 3…5, got {self.encoder_depth}")
         if self.map_stride is not None and self.map_stride not in {2**k for k in range(self.encoder_depth + 1)}:
             raise ConfigError(f"map_stride must be a power of two up to {self.deep_stride}, or None, got {self.map_stride}")
+        if self.decoder not in get_args(Decoder):
+            raise ConfigError(f"decoder must be one of {get_args(Decoder)}, got {self.decoder!r}")
+        finest = native_stride(self.decoder, self.encoder_depth)
+        if self.map_stride is not None and self.map_stride < finest:
+            raise ConfigError(
+                f"map_stride of decoder {self.decoder!r} on an encoder of depth {self.encoder_depth} must be at least {finest}, "
+                f"got {self.map_stride}"
+            )
         if len(self.decoder_channels) < self.decoder_blocks:
             raise ConfigError(f"decoder_channels must name {self.decoder_blocks} blocks, got {len(self.decoder_channels)}")
         if self.modulation not in get_args(Modulation):
@@ -75,8 +91,15 @@ class RewardModelConfig:
 
     @property
     def decoder_blocks(self) -> int:
-        """Decoder blocks this rung needs: one for each halving undone."""
-        return 0 if self.map_stride is None else (self.deep_stride // self.map_stride).bit_length() - 1
+        """Blocks that take a number of ``decoder_channels`` each: one for each halving this rung's decoder undoes."""
+        if self.map_stride is None:
+            return 0
+        match self.decoder:
+            case "unet":
+                return (self.deep_stride // self.map_stride).bit_length() - 1
+            case "unetplusplus" | "manet":
+                return self.encoder_depth
+        return 1
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; inverse of `from_json`."""
@@ -96,3 +119,18 @@ class RewardModelConfig:
         except ValidationError as error:
             fault = error.errors()[0]
             raise ConfigError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, got {fault['input']!r}") from error
+
+
+def native_stride(decoder: Decoder, encoder_depth: int) -> int:
+    """The finest stride the decoder reaches; rungs of coarser maps average its features."""
+    match decoder:
+        case "unet" | "unetplusplus" | "manet" | "linknet":
+            return 1
+        case "dpt":
+            return 2
+        case "upernet" | "segformer" | "deeplabv3plus":
+            return 4
+        case "fpn":
+            return int(2 ** (encoder_depth - 3))
+        case "pspnet" | "deeplabv3":
+            return int(2**encoder_depth)

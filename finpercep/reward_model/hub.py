@@ -40,7 +40,7 @@ def download(model_id: str, revision: str | None, hub: dict[str, Any]) -> Path:
         return Path(snapshot_download(model_id, revision=revision, **hub))
     except HUB_ERRORS as error:
         raise WeightsError(
-            f"{model_id}: neither a folder here nor a model that could be downloaded ({_one_line(error)})"
+            f"{model_id}: neither a folder here nor a model that could be downloaded ({one_line(error)})"
         ) from error
 
 
@@ -55,7 +55,7 @@ def upload(folder: Path, repo_id: str, api: HubApi, *, private: bool | None, mes
         return str(api.upload_folder(repo_id=full_name, folder_path=folder, commit_message=message))
     except HUB_ERRORS as error:
         raise WeightsError(
-            f"{repo_id}: could not be uploaded ({_one_line(error)}); check the network and `hf auth whoami`, "
+            f"{repo_id}: could not be uploaded ({one_line(error)}); check the network and `hf auth whoami`, "
             "or keep it in a folder with save_pretrained"
         ) from error
 
@@ -89,5 +89,6 @@ Score in [0, 1], higher is better; map in [0, 1], 1 = degraded. Input: RGB in [0
 """)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
     return " ".join(str(error).split("\n")[0].split()) or type(error).__name__

@@ -20,7 +20,6 @@ from finpercep.errors import ConfigError, SchemaError
 from finpercep.reward_model.config import RewardModelConfig
 from finpercep.reward_model.hub import HubApi, download, model_card, upload
 from finpercep.reward_model.lr_evidence import lr_difference, lr_evidence, no_evidence
-from finpercep.reward_model.map_decoder import MapDecoder
 from finpercep.reward_model.score_head import MapForScore, ScoreHead, bring_to_deep
 
 MIN_SIDE = 32
@@ -62,7 +61,7 @@ class FinPercepRM(nn.Module, ModelHubMixin):
     """FinPercep-RM. ``from_pretrained`` takes a folder or a hub id; ``save_pretrained`` and ``push_to_hub`` write contract 2."""
 
     def __init__(
-        self, config: RewardModelConfig, encoder: nn.Module, map_decoder: MapDecoder | None, score_head: ScoreHead
+        self, config: RewardModelConfig, encoder: nn.Module, map_decoder: nn.Module | None, score_head: ScoreHead
     ) -> None:
         super().__init__()
         self.config, self.encoder, self.map_decoder, self.score_head = config, encoder, map_decoder, score_head

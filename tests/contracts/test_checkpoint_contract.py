@@ -10,10 +10,19 @@ import torch
 
 from finpercep.checkpoint import digest_of, read_checkpoint, read_ladder, write_checkpoint
 from finpercep.errors import SchemaError, WeightsError
-from finpercep.predictor import load_predictors
+from finpercep.predictor import load_predictors, packaged_model_folder
 from finpercep.reward_model.build import build_reward_model
 from finpercep.reward_model.config import RewardModelConfig
 from finpercep.reward_model.model import FinPercepRM
+
+SINCE_VERSION_1 = {"decoder": "unet"}
+"""Settings that version 1 had not, and what it stood for."""
+
+PACKAGED_V1 = {
+    "RM_0": ([0.41464245319366455, 0.006916259415447712], None),
+    "RM_1": ([0.40448036789894104, 0.1432698369026184], [0.00888023991137743, 0.9910346865653992]),
+    "RM_2": ([0.5689147710800171, 0.13079436123371124], [0.002277763094753027, 0.9194985032081604]),
+}
 
 
 @pytest.fixture
@@ -31,10 +40,10 @@ def test_the_contract_has_not_changed_silently(ladder):
     """Changing any of this needs a new CONTRACT_VERSION and a reader for the old one."""
     config = json.loads((ladder / "RM_1" / "config.json").read_text())
     assert sorted(config) == ["digest", "format", "model", "version"]
-    assert (config["format"], config["version"]) == ("finpercep-rm", 1)
+    assert (config["format"], config["version"]) == ("finpercep-rm", 2)
     assert sorted(config["model"]) == [
-        "decoder_channels", "encoder", "encoder_depth", "head_hidden", "map_pooling", "map_stride",
-        "mean", "modulation", "score_scale", "score_shift", "std",
+        "decoder", "decoder_channels", "encoder", "encoder_depth", "head_hidden", "lr_input", "map_pooling", "map_scale",
+        "map_shift", "map_stride", "mean", "modulation", "score_scale", "score_shift", "std",
     ]  # fmt: skip
     record = json.loads((ladder / "ladder.json").read_text())
     assert sorted(record) == ["format", "name", "rungs", "version"]
@@ -73,6 +82,44 @@ def test_digest_covers_weights_and_preprocessing():
     assert digest != digest_of({"mean": [0.5]}, {"v": torch.arange(4.0)})
 
 
+def as_version_1(folder):
+    """Rewrite a rung's config as the first version wrote it."""
+    record = json.loads((folder / "config.json").read_text())
+    model = {name: value for name, value in record["model"].items() if name not in SINCE_VERSION_1}
+    edit(folder / "config.json", version=1, model=model)
+
+
+def test_version_1_reads_as_the_same_model(tmp_path):
+    """Its digest verifies, its new settings have the values it stood for, and written anew it is the same rung."""
+    build_reward_model(RewardModelConfig(map_stride=4, lr_input=False)).save_pretrained(tmp_path)
+    before = read_checkpoint(tmp_path)
+    as_version_1(tmp_path)
+    after = read_checkpoint(tmp_path)
+    assert (after.digest, after.model) == (before.digest, before.model)
+    assert {name: after.model[name] for name in SINCE_VERSION_1} == SINCE_VERSION_1
+    write_checkpoint(tmp_path, after.model, after.state)
+    assert read_checkpoint(tmp_path).digest == before.digest
+    assert FinPercepRM.load(tmp_path).digest == before.digest
+
+
+def test_a_setting_that_version_1_lacked_is_in_the_digest_once_used():
+    state = {"w": torch.arange(4.0)}
+    model = RewardModelConfig().to_json()
+    assert digest_of(model, state) != digest_of({**model, "decoder": "fpn"}, state)
+
+
+@torch.no_grad()
+def test_the_packaged_ladder_scores_as_it_did_in_version_1():
+    """Numbers of the release that wrote contract version 1, on one ramp and one image of noise."""
+    images = torch.rand(2, 3, 97, 130, generator=torch.Generator().manual_seed(7))
+    images[0] = torch.linspace(0, 1, 130)
+    for rung, predictor in load_predictors(packaged_model_folder()).items():
+        scores, mean_maps = PACKAGED_V1[rung]
+        output = predictor.score(images)
+        assert output.score.tolist() == pytest.approx(scores, abs=1e-6)
+        assert mean_maps is None or output.map.mean((1, 2)).tolist() == pytest.approx(mean_maps, abs=1e-6)
+
+
 def test_a_rung_loads_alone_and_a_ladder_in_order(ladder):
     assert FinPercepRM.from_pretrained(ladder / "RM_2").config.map_stride == 4
     assert list(load_predictors(ladder)) == ["RM_0", "RM_1", "RM_2"]
@@ -82,11 +129,14 @@ def test_a_rung_loads_alone_and_a_ladder_in_order(ladder):
 @pytest.mark.parametrize(
     ("file", "changes", "field"),
     [
-        ("RM_1/config.json", {"version": 2}, "version"),
+        ("RM_1/config.json", {"version": 3}, "version"),
+        ("RM_1/config.json", {"version": "2"}, "version"),
+        ("RM_1/config.json", {"version": 1}, "model.decoder"),
         ("RM_1/config.json", {"format": "other"}, "format"),
         ("RM_1/config.json", {"model": []}, "model"),
         ("RM_1/config.json", {"digest": "sha256:0"}, "digest"),
         ("ladder.json", {"version": "1"}, "version"),
+        ("ladder.json", {"version": 2}, "version"),
         ("ladder.json", {"rungs": []}, "rungs"),
         ("ladder.json", {"rungs": [{"rung": "RM_0"}]}, "rungs[0]"),
         ("ladder.json", {"rungs": [{"rung": "RM_0", "path": "../elsewhere", "digest": ""}]}, "rungs[0].path"),
