@@ -15,7 +15,7 @@ from finpercep.reward_model.build import build_reward_model
 from finpercep.reward_model.config import RewardModelConfig
 from finpercep.reward_model.model import FinPercepRM
 
-SINCE_VERSION_1 = {"decoder": "unet"}
+SINCE_VERSION_1 = {"decoder": "unet", "lr_input": False, "map_scale": 1.0, "map_shift": 0.0}
 """Settings that version 1 had not, and what it stood for."""
 
 PACKAGED_V1 = {
