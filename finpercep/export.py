@@ -18,7 +18,7 @@ from torch import nn
 from data_synth.schema.pixels import write_atomically
 from finpercep import __version__
 from finpercep.checkpoint import CONTRACT_VERSION
-from finpercep.errors import MissingExtraError, WeightsError
+from finpercep.errors import ConfigError, MissingExtraError, WeightsError
 from finpercep.reward_model.model import MIN_SIDE, FinPercepRM
 
 OPSET = 18
@@ -29,6 +29,9 @@ TOLERANCE = 1e-4
 
 TRIED_SHAPES = ((1, 32, 32), (2, 33, 47), (1, 97, 64), (3, 64, 80), (1, 255, 130))
 """(batch, height, width) of the images every export is tried on."""
+
+NOT_EXPORTABLE = ("upernet", "pspnet")
+"""Decoders that pool f_N to a grid of fixed size, which the exporter writes for one image size only."""
 
 _TRACED_SHAPE = (2, 83, 101)  # no two sizes alike and none a multiple of the stride, so that none is taken for a constant
 
@@ -80,6 +83,7 @@ def export_onnx(model: FinPercepRM, path: Path, *, rung: str, shapes: tuple[tupl
 
     Raises:
         MissingExtraError: the `export` extra is not installed.
+        ConfigError: the rung's decoder cannot be a graph for images of any size.
         WeightsError: the graph departs from PyTorch by more than 1e-4.
     """
     graph = onnx_bytes(model, rung)
@@ -95,6 +99,11 @@ def export_onnx(model: FinPercepRM, path: Path, *, rung: str, shapes: tuple[tupl
 def onnx_bytes(model: FinPercepRM, rung: str) -> bytes:
     """The file's contents, untried. Arguments and errors as `export_onnx`."""
     _require("onnx", "onnxscript")
+    if model.config.map_stride is not None and model.config.decoder in NOT_EXPORTABLE:
+        raise ConfigError(
+            f"{rung}: a decoder to be exported must not pool to a fixed grid, got {model.config.decoder!r}; "
+            "train the ladder with another decoder, or export its RM_0"
+        )
     graph = _Graph(copy.deepcopy(model).cpu().float().requires_grad_(False)).eval()
     program = torch.onnx.export(
         graph,

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from finpercep.errors import ConfigError, WeightsError
-from finpercep.export import TOLERANCE, onnx_bytes, onnx_parity
+from finpercep.export import NOT_EXPORTABLE, TOLERANCE, onnx_bytes, onnx_parity
 from finpercep.reward_model.build import build_reward_model, inherit_weights, with_encoder_statistics
 from finpercep.reward_model.config import Decoder, RewardModelConfig, native_stride
 from finpercep.reward_model.ladder import LadderConfig
@@ -86,6 +86,16 @@ def test_encoders_of_every_kind_take_any_size(encoder, decoder, depth):
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
+def test_every_decoder_learns(decoder):
+    """In training mode every parameter of decoder and head is reached, on the smallest images too."""
+    model = small(fitting(decoder), decoder).train()
+    output = model(torch.rand(2, 3, 32, 32))
+    (output.score.sum() + output.map.mean()).backward()
+    for part in (model.map_decoder, model.score_head):
+        assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in part.parameters())
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
 @torch.no_grad()
 def test_which_decoders_look_at_the_whole_image(decoder):
     """A change at one end of the image reaches the other end's map, or does not, as `map_decoder` says."""
@@ -137,6 +147,12 @@ def test_onnx_agrees(encoder, decoder):
     model = small(encoder, decoder)
     parity = onnx_parity(onnx_bytes(model, "RM_1"), model, ((1, 32, 32), (2, 33, 79)))
     assert parity.worst <= TOLERANCE
+
+
+@pytest.mark.parametrize("decoder", NOT_EXPORTABLE)
+def test_what_does_not_export_says_so(decoder):
+    with pytest.raises(ConfigError, match=f"fixed grid, got '{decoder}'"):
+        onnx_bytes(small("tu-test_resnet", decoder), "RM_1")
 
 
 def test_fpn_compiles_to_one_graph():
