@@ -1,9 +1,9 @@
-"""One of several processes that train together; `test_training_processes` starts it by torchrun. Also the lone one it compares with.
+"""One of several processes that train together, as `test_training_processes` starts it; or the lone one it compares them with.
 
     python -m tests.finpercep.training_process FOLDER
 
-Writes FOLDER/updates-RANK-OF-COUNT.pt: RM_1's weights after three updates with BatchNorm's statistics fixed, so that nothing but the
-gradient depends on who holds which sample; then trains a ladder into FOLDER/ladder-of-COUNT, and writes what this process sees of it.
+Writes FOLDER/updates-RANK-OF-COUNT.pt: RM_1's weights after three updates with BatchNorm's statistics fixed, so that nothing but
+the gradient depends on who holds which sample. Then trains a ladder into FOLDER/ladder-of-COUNT, and writes the digests it sees.
 """
 
 from __future__ import annotations
