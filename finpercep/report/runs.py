@@ -47,7 +47,27 @@ def training_sections(records: Records) -> list[Section]:
         x = [record["step"] for record in own]
         panels[f"{rung}: loss terms"] = [Curve(name, x, smoothed([r["losses"][name] for r in own])) for name in own[0]["losses"]]
     pictures = [Picture(curves(panels), "Loss terms of each rung (moving average).")] if panels else []
+    if looks := validation_panels(steps):
+        pictures.append(Picture(curves(looks), "The averaged weights on validation photos; the best by the figure are stored."))
     return [Section("Reward-model ladder", tables=[rung_table(records)], pictures=pictures)]
+
+
+def validation_panels(steps: Records) -> dict[str, list[Curve]]:
+    """Of every rung that was measured along the way: the figure that chooses its weights, and what it is made of."""
+    panels: dict[str, list[Curve]] = {}
+    looks = [record for record in steps if (record.get("validation") or {}).get("figure") is not None]
+    for rung in dict.fromkeys(record["rung"] for record in looks):
+        own = [record for record in looks if record["rung"] == rung]
+        found = {
+            "figure": [(r["step"], r["validation"]["figure"]) for r in own],
+            "order gt > syn > sr": [(r["step"], r["validation"]["quality"]["ranking"]["triplet"]) for r in own],
+            "map AUROC (paired)": [(r["step"], (r["validation"]["quality"]["map"] or {}).get("paired_auroc")) for r in own],
+        }
+        known = {name: [point for point in points if point[1] is not None] for name, points in found.items()}
+        panels[f"{rung}: validation"] = [
+            Curve(name, [x for x, _ in points], [y for _, y in points]) for name, points in known.items() if points
+        ]
+    return panels
 
 
 def rung_table(records: Records) -> Table:
@@ -58,10 +78,26 @@ def rung_table(records: Records) -> Table:
             quality, ranking = record["quality"]["map"], record["quality"]["ranking"]
             maps = [figure(quality[key]) for key in ("paired_auroc", "auroc", "l1", "clean_mean")] if quality else ["–"] * 4
             rows.append(
-                [record["rung"], *maps, *(figure(ranking[key]) for key in ("triplet", "gt_over_syn")), str(ranking["count"])]
+                [
+                    record["rung"],
+                    *maps,
+                    *(figure(ranking[key]) for key in ("triplet", "gt_over_syn")),
+                    str(ranking["count"]),
+                    str(record.get("step") or "–"),
+                ]
             )
     note = "Held-out photos. Paired AUROC: the map on a defect against the map on the same pixels of the clean photo."
-    columns = ["rung", "map AUROC (paired)", "map AUROC", "map L1", "map on clean", "gt > syn > sr", "gt > syn", "triplets"]
+    columns = [
+        "rung",
+        "map AUROC (paired)",
+        "map AUROC",
+        "map L1",
+        "map on clean",
+        "gt > syn > sr",
+        "gt > syn",
+        "triplets",
+        "step",
+    ]
     return Table(columns, rows, note)
 
 

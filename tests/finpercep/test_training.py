@@ -17,6 +17,7 @@ from finpercep.reward_model.ladder import LadderConfig
 from finpercep.training.data import Selected, augment, draw_tint, epoch_index, training_batch, whole_batch
 from finpercep.training.evaluate import evaluate_rung
 from finpercep.training.objective import LossWeights, triplet_losses
+from finpercep.training.processes import make_accelerator
 from finpercep.training.train import RungReport, StepReport, TrainConfig, train_ladder
 
 SIDE = 64
@@ -47,6 +48,7 @@ CONFIG = TrainConfig(
     crop=48,
     save_every=2,
     precision="fp32",
+    validate_every=2,
     half=False,
 )
 
@@ -78,21 +80,64 @@ def test_a_ladder_is_trained_rung_by_rung(tmp_path):
     assert not (tmp_path / "run_state.pt").exists()
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """An uninterrupted run: its folder and its reports."""
+    out = tmp_path_factory.mktemp("straight")
+    return out, run(out)
+
+
+def assert_same_weights(one, other):
+    for (rung, mine), theirs in zip(weights_of(one).items(), weights_of(other).values(), strict=True):
+        for name, tensor in mine.items():
+            assert torch.equal(tensor, theirs[name]), (rung, name)
+
+
 @pytest.mark.parametrize("stop_at", [("RM_0", 3), ("RM_1", 1), ("RM_2", 3)])
-def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, stop_at):
-    run(tmp_path / "straight")
-    run(tmp_path / "resumed", stop_at=stop_at)
-    run(tmp_path / "resumed")
-    straight, resumed = weights_of(tmp_path / "straight"), weights_of(tmp_path / "resumed")
-    for rung, state in straight.items():
-        for name, tensor in state.items():
-            assert torch.equal(tensor, resumed[rung][name]), (rung, name)
+def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, straight, stop_at):
+    run(tmp_path, stop_at=stop_at)
+    reports = run(tmp_path)
+    assert_same_weights(tmp_path, straight[0])
+    assert reports[-1] == straight[1][-1]
 
 
-def test_a_finished_ladder_is_reported_again_but_not_trained_again(tmp_path):
-    first = run(tmp_path)
-    again = run(tmp_path)
-    assert again == [report for report in first if isinstance(report, RungReport)]
+def test_loader_threads_change_nothing(tmp_path, straight):
+    run(tmp_path, threads=4)
+    assert_same_weights(tmp_path, straight[0])
+
+
+def test_a_finished_ladder_is_reported_again_but_not_trained_again(straight):
+    out, first = straight
+    assert run(out) == [report for report in first if isinstance(report, RungReport)]
+
+
+def test_steps_tell_rate_gradient_and_validation(straight):
+    steps = [report for report in straight[1] if isinstance(report, StepReport) and report.rung == "RM_2"]
+    assert [report.step for report in steps if report.validation] == [2, 4]
+    assert [report.lr for report in steps] == sorted((report.lr for report in steps), reverse=True)
+    assert all(report.grad_norm > 0 for report in steps)
+
+
+def test_the_best_by_validation_is_stored(tmp_path):
+    """From a model that knows, with a learning rate that ruins it: what is stored must be the earliest look."""
+    config = dataclasses.replace(CONFIG, ladder=LadderConfig(CONFIG.ladder.base, ()), steps=(30,), lr=3e-3)
+    run(tmp_path / "good", config)
+    start = {"RM_0": load_predictors(tmp_path / "good")["RM_0"].model}
+    ruin = dataclasses.replace(config, steps=(12,), lr=0.3, ema=0.0, validate_every=1, patience=4)
+    reports = run(tmp_path / "ruined", ruin, start=start)
+    looks = [report.validation.figure for report in reports if isinstance(report, StepReport)]
+    final = reports[-1]
+    best = max(range(len(looks)), key=lambda place: (looks[place], place))
+    assert final.step == best + 1
+    assert final.quality.ranking.triplet == looks[best]
+    assert final.steps == len(looks) < 12, "it must have been stopped early"
+
+
+def test_without_validation_photos_the_last_average_is_stored(tmp_path):
+    config = dataclasses.replace(CONFIG, ladder=LadderConfig(CONFIG.ladder.base, ()), steps=(3,))
+    *steps, final = train_ladder(SAMPLES[:8], [], config, tmp_path)
+    assert (final.step, final.steps, final.quality) == (3, 3, None)
+    assert all(report.validation is None for report in steps)
 
 
 def test_the_map_learns_to_see_the_defect(tmp_path):
@@ -195,17 +240,51 @@ def test_every_epoch_visits_every_sample_once():
     )
 
 
+def test_shares_of_a_batch_add_up_to_it():
+    whole = training_batch(SAMPLES, 5, batch_size=6, crop=32, seed=0)
+    parts = [training_batch(SAMPLES, 5, batch_size=6, crop=32, seed=0, share=range(at, at + 2)) for at in (0, 2, 4)]
+    for name in ("gt", "syn", "mask", "quality_sr"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+
+
 def test_evaluation_leaves_the_models_mode_alone():
     model = build_reward_model(RewardModelConfig(map_stride=16)).train()
     evaluate_rung(model, SAMPLES[:3])
     assert model.training
 
 
-def test_an_empty_split_and_bad_settings_are_refused(tmp_path):
+def test_an_empty_split_is_refused(tmp_path):
     with pytest.raises(TrainingError, match="training split is empty"):
         list(train_ladder([], [], CONFIG, tmp_path))
-    with pytest.raises(ConfigError, match="3 rungs"):
-        TrainConfig(steps=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": (1, 2)}, "3 rungs"),
+        ({"precision": "int8"}, "precision must be one of"),
+        ({"ema": 1.0}, r"ema must lie in \[0, 1\)"),
+        ({"validate_every": 0}, "validate_every must be at least 1"),
+        ({"clip": 0.0}, "clip must be positive"),
+        ({"patience": -1}, "patience must not be negative"),
+    ],
+)
+def test_bad_settings_are_refused(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**wrong)
+
+
+def test_half_precision_needs_a_gpu():
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        make_accelerator(torch.device("cpu"), "fp16")
+
+
+def test_brain_floats_train_too(tmp_path):
+    config = dataclasses.replace(CONFIG, ladder=LadderConfig(CONFIG.ladder.base, ()), steps=(2,), precision="bf16")
+    *steps, _ = run(tmp_path, config)
+    exact, _ = run(tmp_path / "exact", dataclasses.replace(config, precision="fp32", steps=(1,)))
+    assert steps[0].losses["total"] == pytest.approx(exact.losses["total"], rel=0.05)
+    assert steps[0].losses != exact.losses
 
 
 def test_a_non_finite_loss_names_rung_and_step(tmp_path):
