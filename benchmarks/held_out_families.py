@@ -1,6 +1,6 @@
 """Does the reward model see faults of families and SR networks that it was never trained on?
 
-    python -m benchmarks.held_out_families --data runs/data --out runs/folds [--steps 150,150,450] [--fold gan …]
+    python -m benchmarks.held_out_families --data runs/data --out runs/folds [--steps 500,1300,3600] [--fold gan …]
 
 Leave one group of families out, train a ladder from scratch on what is left, and measure it on test photos (held out as well)
 whose faults are all of that group; then the next group. The dataset is one of `finpercep synth`. Beside the rungs, shown the
@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.report import print_table, write_result
 from data_synth.schema import read_split
 from finpercep.cli.eval_rm import read_provenance
-from finpercep.cli.train_rm import ladder_settings
+from finpercep.cli.train_rm_config import train_config
 from finpercep.predictor import load_predictors
 from finpercep.training.data import Samples, Selected
 from finpercep.training.dataset_evaluation import evaluate_judges
@@ -47,29 +47,37 @@ def only(samples: Any, families: frozenset[str]) -> Samples:
     return Selected(samples, [i for i, own in enumerate(found) if own and own <= families])
 
 
-def run_fold(name: str, data: Path, out: Path, steps: tuple[int, ...], seed: int) -> dict[str, Any]:
+def run_fold(name: str, data: Path, out: Path, settings: Path | None, steps: tuple[int, ...] | None, seed: int) -> dict[str, Any]:
     families = FOLDS[name]
     train, validation, test = (read_split(data, split) for split in ("train", "validation", "test"))
     kept = without(train, families)
-    config = ladder_settings(steps=steps, seed=seed)
+    config = train_config(settings, {"steps": steps, "seed": seed})
     for _ in train_ladder(kept, without(validation, families), config, out / name):
         pass
     judges = [*rung_judges(load_predictors(out / name).values()), *baselines()]
     unseen = only(test, families)
     reports = {report.name: report.to_json() for report in evaluate_judges(judges, unseen, read_provenance)}
-    return {"families": sorted(families), "trained_on": len(kept), "tested_on": len(unseen), "judges": reports}
+    return {
+        "families": sorted(families),
+        "steps": config.steps,
+        "trained_on": len(kept),
+        "tested_on": len(unseen),
+        "judges": reports,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="dataset of `finpercep synth`")
     parser.add_argument("--out", type=Path, required=True, help="folder for the folds' ladders")
-    parser.add_argument("--steps", default="150,150,450", help="steps of each rung")
+    parser.add_argument("--config", type=Path, default=Path("configs/rm-packaged.toml"), help="settings of `finpercep train-rm`")
+    parser.add_argument("--steps", help="steps of each rung; default the settings'")
     parser.add_argument("--fold", action="append", choices=list(FOLDS), help="only this one; repeatable")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    steps = tuple(int(part) for part in arguments.steps.split(","))
-    folds = {name: run_fold(name, arguments.data, arguments.out, steps, arguments.seed) for name in arguments.fold or FOLDS}
+    steps = tuple(int(part) for part in arguments.steps.split(",")) if arguments.steps else None
+    run = (arguments.data, arguments.out, arguments.config, steps, arguments.seed)
+    folds = {name: run_fold(name, *run) for name in arguments.fold or FOLDS}
     rows = []
     for name, fold in folds.items():
         for judge, found in fold["judges"].items():
@@ -77,7 +85,7 @@ def main() -> None:
             figures = [seen.get("paired_auroc"), seen.get("clean_mean"), order["triplet"], order["gt_over_syn"]]
             rows.append([name, fold["tested_on"], judge, *("–" if figure is None else f"{figure:.3f}" for figure in figures)])
     print_table(["left out", "samples", "judge", "map AUROC, paired", "map on gt", "gt > syn > sr", "gt > syn"], rows)
-    print(write_result("held_out_families", {"steps": list(steps), "seed": arguments.seed, "folds": folds}))
+    print(write_result("held_out_families", {"seed": arguments.seed, "folds": folds}))
 
 
 if __name__ == "__main__":

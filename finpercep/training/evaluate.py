@@ -82,12 +82,11 @@ def calibrate(model: FinPercepRM, samples: Samples) -> None:
     scores = np.concatenate([seen.score_gt, seen.score_syn, seen.score_sr])
     known = np.concatenate([np.ones_like(seen.quality_syn), seen.quality_syn, seen.quality_sr])
     score = fit_calibration(_logit(scores), torch.from_numpy(known))
-    calibration = {"score_scale": score.scale, "score_shift": score.shift}
+    model.config = replace(model.config, score_scale=score.scale, score_shift=score.shift)
     if seen.map_syn is not None:
         pixels = np.s_[:, ::_PIXEL_STEP, ::_PIXEL_STEP]
         found = fit_calibration(_logit(seen.map_syn[pixels]), torch.from_numpy(seen.target[pixels]))
-        calibration |= {"map_scale": found.scale, "map_shift": found.shift}
-    model.config = replace(model.config, **calibration)
+        model.config = replace(model.config, map_scale=found.scale, map_shift=found.shift)
 
 
 def _logit(probabilities: np.ndarray) -> torch.Tensor:
