@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from data_synth.schema import RGB8, Split
-from finpercep.cli.console import progress_bar, say, show
+from finpercep.cli.console import progress_bar, say, show, warn
 from finpercep.cli.options import Device, Seed
 from finpercep.cli.results_table import results_table
 from finpercep.errors import ConfigError
@@ -20,10 +20,12 @@ from finpercep.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import torch
 
     from finpercep.predictor import Predictor
     from finpercep.report.page import Section, Table
     from finpercep.training.dataset_evaluation import Provenance
+    from finpercep.training.iqa_metrics import MetricJudge
 
 
 def eval_rm(
@@ -40,6 +42,9 @@ def eval_rm(
     model: Annotated[Path | None, typer.Option(help="Ladder folder; default the packaged one.")] = None,
     rung: Annotated[str | None, typer.Option(help="Measure this rung alone; default every rung of the ladder.")] = None,
     split: Annotated[Split, typer.Option(help="Split of the dataset: validation or test.")] = "validation",
+    metric: Annotated[
+        list[str] | None, typer.Option(help="No-reference metric of pyiqa to stand beside: piqe, clipiqa, musiq, …; repeatable.")
+    ] = None,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples behind the intervals of --mos.", min=2)] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page with best and worst cases as pictures.")] = None,
@@ -58,10 +63,11 @@ def eval_rm(
     folder = model or packaged_model_folder()
     rungs = _chosen(load_predictors(folder, resolve_device(device)), rung)
     result = Result()
+    metrics = _metrics(metric or [], result, resolve_device(device))
     if data is not None:
-        _measure_dataset(result, rungs, data, split, html is not None)
+        _measure_dataset(result, rungs, metrics, data, split, html is not None)
     if mos is not None:
-        _measure_opinions(result, rungs, mos, images, seed, resamples, html is not None)
+        _measure_opinions(result, rungs, metrics, mos, images, seed, resamples, html is not None)
     if masks is not None:
         _measure_masks(result, rungs, masks, html is not None)
     if html is not None:
@@ -91,7 +97,24 @@ def _chosen(predictors: dict[str, Predictor], rung: str | None) -> dict[str, Pre
     return {name: predictor for name, predictor in predictors.items() if rung in {None, name}}
 
 
-def _measure_dataset(result: Result, rungs: Rungs, data: Path, split: Split, with_pictures: bool) -> None:
+def _metrics(names: Sequence[str], result: Result, device: torch.device) -> list[MetricJudge]:
+    """The metrics that can be had; a warning, and a line in the record, for each that cannot."""
+    from finpercep.errors import WeightsError
+    from finpercep.training.iqa_metrics import MetricJudge
+
+    found = []
+    for name in names:
+        try:
+            found.append(MetricJudge(name, device))
+        except WeightsError as error:
+            warn(str(error))
+            result.record.setdefault("left_out", {})[name] = str(error)
+    return found
+
+
+def _measure_dataset(
+    result: Result, rungs: Rungs, metrics: Sequence[MetricJudge], data: Path, split: Split, with_pictures: bool
+) -> None:
     from data_synth.schema import read_split
     from finpercep.report.evaluation import dataset_sections
     from finpercep.report.evaluation_tables import dataset_table, group_tables
@@ -102,7 +125,7 @@ def _measure_dataset(result: Result, rungs: Rungs, data: Path, split: Split, wit
     if not len(samples):
         raise ConfigError(f"{data}: split {split!r} is empty; there is nothing to measure on")
     own = rung_judges(rungs.values())
-    judges: list[Judge] = [*own, *baselines()]
+    judges: list[Judge] = [*own, *metrics, *baselines()]
     with _progress(f"{data.name} {split}", len(samples)) as advance:
         reports = evaluate_judges(judges, samples, read_provenance, on_samples=advance)
     by_name = {report.name: report.to_json() for report in reports}
@@ -130,7 +153,14 @@ def read_provenance(recipe: str) -> Provenance:
 
 
 def _measure_opinions(
-    result: Result, rungs: Rungs, mos: Path, images: Path | None, seed: int, resamples: int, with_pictures: bool
+    result: Result,
+    rungs: Rungs,
+    metrics: Sequence[MetricJudge],
+    mos: Path,
+    images: Path | None,
+    seed: int,
+    resamples: int,
+    with_pictures: bool,
 ) -> None:
     from finpercep.report.evaluation import opinion_sections
     from finpercep.report.evaluation_tables import agreement_table
@@ -140,6 +170,7 @@ def _measure_opinions(
 
     opinions = read_opinions(mos, images)
     judges: dict[str, ScoreOf] = {name: _score_of(predictor) for name, predictor in rungs.items()}
+    judges |= {metric.name: metric.score for metric in metrics}
     judges[LAPLACIAN] = lambda pixels: 1 - float(laplacian_energy_map(pixels).mean())
     with _progress(mos.name, len(opinions)) as advance:
         reports = evaluate_opinions(judges, opinions, seed=seed, replicates=resamples, on_picture=lambda: advance(1))
@@ -149,7 +180,7 @@ def _measure_opinions(
         "images": len(opinions),
         "seed": seed,
         "rungs": {name: {"digest": predictor.digest, **by_name[name]} for name, predictor in rungs.items()},
-        "baselines": {LAPLACIAN: by_name[LAPLACIAN]},
+        "baselines": {name: by_name[name] for name in judges if name not in rungs},
     }
     result.tables[f"{mos.name}: human scores"] = agreement_table(reports)
     if with_pictures:

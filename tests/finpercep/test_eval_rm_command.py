@@ -20,6 +20,7 @@ from finpercep.cli.eval_rm import eval_rm, read_provenance
 from finpercep.errors import ConfigError
 from finpercep.predictor import load_predictors
 from finpercep.training.evaluate import evaluate_rung
+from finpercep.training.iqa_metrics import MetricJudge
 from tests.fakes import photo
 
 app = typer.Typer()
@@ -64,7 +65,7 @@ def test_one_json_object_and_nothing_else_on_standard_output(small_ladder, datas
     assert result.exit_code == 0, result.output
     (line,) = result.stdout.splitlines()
     record = json.loads(line)
-    assert list(record["rungs"]) == ["RM_0", "RM_1", "RM_2"]
+    assert list(record["rungs"]) == ["RM_0", "RM_0 + LR", "RM_1", "RM_1 + LR", "RM_2", "RM_2 + LR"]
     assert list(record["baselines"]) == ["laplacian", "consistency"]
     assert record["rungs"]["RM_0"]["map"] is None and next(iter(record["rungs"]["RM_2"]["map"])) == "paired_auroc"
     assert sum(group["samples"] for group in record["rungs"]["RM_1"]["by"]["origin"].values()) == record["samples"]
@@ -76,7 +77,7 @@ def test_one_json_object_and_nothing_else_on_standard_output(small_ladder, datas
 
 def test_streamed_figures_agree_with_what_training_reports(small_ladder, dataset):
     record = json.loads(run("--model", small_ladder, "--data", dataset, "--rung", "RM_2", "--json").stdout)
-    assert list(record["rungs"]) == ["RM_2"]
+    assert list(record["rungs"]) == ["RM_2", "RM_2 + LR"]
     own = record["rungs"]["RM_2"]
     exact = evaluate_rung(load_predictors(small_ladder)["RM_2"].model, read_split(dataset, "validation"))
     for name in ("paired_auroc", "auroc", "prevalence", "l1", "clean_mean"):
@@ -114,6 +115,24 @@ def test_provenance_is_the_recipes(dataset):
         seen.add(found.origin)
     assert len(seen) > 1
     assert read_provenance("{}").origin == "unknown"
+
+
+def test_other_metrics_stand_beside_and_what_cannot_be_had_is_left_out(small_ladder, dataset, opinions, tmp_path):
+    options = ("--model", small_ladder, "--rung", "RM_0", "--metric", "piqe", "--metric", "no-such-metric", "--json")
+    record = json.loads(run("--data", dataset, "--mos", opinions, "--resamples", 5, *options).stdout)
+    assert list(record["baselines"]) == ["piqe", "laplacian", "consistency"]
+    assert record["baselines"]["piqe"]["ranking"]["count"] == record["rungs"]["RM_0"]["ranking"]["count"]
+    assert record["mos"]["baselines"]["piqe"]["srcc"]["value"] is not None
+    assert "not a no-reference metric" in record["left_out"]["no-such-metric"]
+
+
+def test_a_metric_that_is_better_when_lower_is_turned_round():
+    """Blocks of noise are worse than the picture: PIQE's number is higher for them, the judge's score lower."""
+    clean = photo(96, 96)
+    noisy = clean.copy()
+    noisy[:48] = np.random.default_rng(0).integers(0, 256, (48, 96, 3), dtype=np.uint8)
+    judge = MetricJudge("piqe")
+    assert judge.score(noisy) < judge.score(clean) <= 0
 
 
 @pytest.mark.parametrize(
