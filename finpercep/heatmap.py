@@ -7,6 +7,8 @@ so its 256 colours come from a polynomial of degree 6 fitted to them (Matt Zucke
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -60,15 +62,26 @@ def overlay(pixels: RGB8, degradation_map: Map, opacity: float = 0.75) -> RGB8:
     """
     if pixels.shape[:2] != degradation_map.shape:
         raise ValueError(f"map and picture must have one size, got {degradation_map.shape} and {pixels.shape[:2]}")
-    grey = pixels @ np.array([0.299, 0.587, 0.114])
-    share = opacity * np.sqrt(np.clip(degradation_map, 0, 1))[:, :, None]
-    blend = (1 - share) * grey[:, :, None] + share * heat_colours(degradation_map)
-    return np.asarray(np.rint(blend), dtype=np.uint8)
+    out = np.empty_like(pixels)
+    for rows in _bands(len(pixels)):
+        grey = pixels[rows] @ np.array([0.299, 0.587, 0.114])
+        share = opacity * np.sqrt(np.clip(degradation_map[rows], 0, 1))[:, :, None]
+        out[rows] = np.rint((1 - share) * grey[:, :, None] + share * heat_colours(degradation_map[rows]))
+    return out
+
+
+def _bands(height: int, rows: int = 256) -> Iterator[slice]:
+    """Bands of rows: at 48 megapixels, float64 copies of a whole picture would take gigabytes."""
+    for first in range(0, height, rows):
+        yield slice(first, first + rows)
 
 
 def map_samples(degradation_map: Map) -> npt.NDArray[np.uint16]:
     """The map as 16-bit grey samples, uint16 H×W: 65535 = 1.0. `from_samples` is the inverse, to 1/131070."""
-    return np.rint(np.clip(degradation_map, 0, 1).astype(np.float64) * 65535).astype(np.uint16)
+    samples = np.empty(degradation_map.shape, dtype=np.uint16)
+    for rows in _bands(len(degradation_map)):
+        samples[rows] = np.rint(np.clip(degradation_map[rows], 0, 1).astype(np.float64) * 65535)
+    return samples
 
 
 def from_samples(samples: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:

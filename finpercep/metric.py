@@ -58,6 +58,7 @@ class FinPercepMetric(nn.Module):
         loaded = load_predictor(packaged_model_folder() if model is None else Path(model), rung, device)
         self.model, self.as_loss, self.lower_better = loaded.model, as_loss, as_loss
         self.name, self.rung, self.digest = loaded.name, loaded.rung, loaded.digest
+        self._loaded = loaded
 
     def forward(self, images: Images) -> torch.Tensor:
         """Score a batch, or one picture.
@@ -89,8 +90,11 @@ class FinPercepMetric(nn.Module):
         return self.model.config.map_stride is not None
 
     def _predictor(self) -> Predictor:
-        """Made at each call: `.to(device)` may have moved the model, and it costs nothing."""
-        return Predictor(self.model, name=self.name, rung=self.rung, digest=self.digest, device=self.model.mean.device)
+        """Made again when `.to(device)` has moved the model."""
+        device = self.model.mean.device
+        if self._loaded.device != device:
+            self._loaded = Predictor(self.model, name=self.name, rung=self.rung, digest=self.digest, device=device)
+        return self._loaded
 
     def train(self, mode: bool = True) -> FinPercepMetric:  # noqa: ARG002
         """Stays in eval mode inside a module that trains: scores must not depend on the batch."""

@@ -5,7 +5,6 @@ Command line, server and local reward all score through here, so the same pictur
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -17,9 +16,11 @@ from finpercep.checkpoint import LadderRung, read_ladder
 from finpercep.errors import ConfigError, ImageError, RewardError, SchemaError
 from finpercep.regions import Region, find_regions
 from finpercep.reward import RewardWeights, fuse
-from finpercep.reward_model.model import MIN_SIDE, FinPercepRM, Perception
+from finpercep.reward_model.frozen import frozen_copy
+from finpercep.reward_model.model import MIN_SIDE, FinPercepRM
+from finpercep.tiling import map_in_bands, perceive_in_tiles, to_batch
 
-TILE = 768
+TILE = 1024
 TILE_MARGIN = 128
 UNTILED_PIXELS = 1024 * 1024
 
@@ -59,15 +60,35 @@ class Assessment:
 
 
 class Predictor:
-    """One rung, frozen and in eval mode, so that a score never depends on the batch it rides in."""
+    """One rung, frozen and in eval mode, so that a score never depends on the batch it rides in.
+
+    Attributes:
+        model: the rung as it was trained; its weights are not changed after the predictor is made.
+        network: the same function with less work (`frozen_copy`); what scores.
+        tile: side of a large picture's tiles, in px, without their margin.
+        margin: px around a tile that are looked at too. Results are those of the untiled picture where the margin covers what the
+            model's positions see; see `finpercep.tiling` for models that look at the whole image.
+    """
 
     min_side = MIN_SIDE
 
     def __init__(
-        self, model: FinPercepRM, *, name: str, rung: str, digest: str, device: torch.device | str = "cpu", tile: int = TILE
+        self,
+        model: FinPercepRM,
+        *,
+        name: str,
+        rung: str,
+        digest: str,
+        device: torch.device | str = "cpu",
+        tile: int = TILE,
+        margin: int = TILE_MARGIN,
     ) -> None:
+        if tile <= 0 or tile % model.config.deep_stride or margin < 0 or margin % model.config.deep_stride:
+            raise ConfigError(f"tile and margin must be multiples of {model.config.deep_stride} px, got {tile} and {margin}")
         self.model = model.eval().requires_grad_(False).to(device)
-        self.name, self.rung, self.digest, self.device, self.tile = name, rung, digest, torch.device(device), tile
+        self.network = frozen_copy(self.model)
+        self.name, self.rung, self.digest, self.device = name, rung, digest, torch.device(device)
+        self.tile, self.margin = tile, margin
 
     @property
     def has_map(self) -> bool:
@@ -84,22 +105,33 @@ class Predictor:
 
         ``lr``, if it is known and the rung `takes_lr`: (N, 3, h, w) the same, the pictures that the images were made from.
         """
-        output = self.model(images.to(self.device, torch.float32), None if lr is None else lr.to(self.device, torch.float32))
+        images = images.to(self.device, torch.float32)
+        if self.device.type == "cpu":
+            images = images.contiguous(memory_format=torch.channels_last)  # a quarter faster, and the same numbers
+        output = self.network(images, None if lr is None else lr.to(self.device, torch.float32))
         return ScoreBatch(output.score, output.map)
 
     @torch.no_grad()
-    def assess(self, pixels: RGB8, weights: RewardWeights | None = None) -> Assessment:
-        """Assess one uint8 H×W×3 picture; one of more than about a megapixel goes through in tiles.
+    def assess(self, pixels: RGB8, weights: RewardWeights | None = None, *, lr: RGB8 | None = None) -> Assessment:
+        """Assess one picture; one of more than about a megapixel goes through in tiles.
+
+        Args:
+            pixels: uint8 H×W×3.
+            weights: of the reward.
+            lr: uint8 h×w×3, the low-resolution picture it was made from, for a rung that `takes_lr`.
 
         Raises:
-            ImageError: a side below 32 px.
+            ImageError: a side below 32 px, or an LR picture that is larger than the picture.
+            ConfigError: an LR picture for a rung that takes none.
             RewardError: the model's result is not finite.
         """
         height, width = pixels.shape[:2]
         if min(height, width) < self.min_side:
             raise ImageError(f"image must be at least {self.min_side} px on each side, got {width}x{height}")
         weights = weights or RewardWeights()
-        batch = self._untiled(pixels) if height * width <= UNTILED_PIXELS else self._tiled(pixels)
+        if lr is not None:
+            self._check_lr(lr, height, width)
+        batch = self._untiled(pixels, lr) if height * width <= UNTILED_PIXELS else self._tiled(pixels, lr)
         rewards = fuse(batch.score, batch.map, weights)
         if not rewards.reward.isfinite().all():
             raise RewardError(f"{self.rung} (digest {self.digest}): the score of this image is not finite")
@@ -115,62 +147,24 @@ class Predictor:
             regions=find_regions(degradation_map),
         )
 
-    def _untiled(self, pixels: RGB8) -> ScoreBatch:
-        return self.score(_to_batch(pixels))
+    def _check_lr(self, lr: RGB8, height: int, width: int) -> None:
+        if not self.takes_lr:
+            raise ConfigError(f"{self.rung} takes no LR picture; leave it away, or take a rung that was trained with lr_input")
+        if lr.shape[0] > height or lr.shape[1] > width:
+            raise ImageError(f"the LR picture must not be larger than {width}x{height}, got {lr.shape[1]}x{lr.shape[0]}")
 
-    def _tiled(self, pixels: RGB8) -> ScoreBatch:
-        """Perceive tile by tile with a margin, stitch f_N and the coarse map, and score the whole picture at once.
+    def _untiled(self, pixels: RGB8, lr: RGB8 | None) -> ScoreBatch:
+        return self.score(to_batch(pixels), None if lr is None else to_batch(lr))
 
-        Exact up to the margin: tiles start on f_N's grid, and only positions at least a margin away from a cut are kept.
-        """
+    def _tiled(self, pixels: RGB8, lr: RGB8 | None) -> ScoreBatch:
         height, width = pixels.shape[:2]
-        stride = self.model.config.deep_stride
-        map_stride = self.model.config.map_stride or stride
-        deep: torch.Tensor | None = None
-        logits: torch.Tensor | None = None
-        for keep, context in _tiles(height, width, self.tile, TILE_MARGIN):
-            (top, bottom, left, right), (c_top, c_bottom, c_left, c_right) = keep, context
-            seen = self.model.perceive(_to_batch(pixels[c_top:c_bottom, c_left:c_right]).to(self.device))
-            if deep is None:
-                deep = seen.deep.new_zeros((1, seen.deep.shape[1], -(-height // stride), -(-width // stride)))
-                logits = seen.deep.new_zeros((1, *(side * (stride // map_stride) for side in deep.shape[-2:])))
-            for target, source, step in ((deep, seen.deep, stride), (logits, seen.coarse_logits, map_stride)):
-                if target is not None and source is not None:
-                    per_deep = stride // step  # the last tile's padding is kept: the map's edge is interpolated with it
-                    rows = slice(top // step, -(-bottom // stride) * per_deep)
-                    columns = slice(left // step, -(-right // stride) * per_deep)
-                    row, column = (top - c_top) // step, (left - c_left) // step
-                    part = target[..., rows, columns]
-                    part.copy_(source[..., row : row + part.shape[-2], column : column + part.shape[-1]])
-        assert deep is not None
-        stitched = Perception(deep, logits if self.has_map else None)
-        full = self.model.upsample_logits(stitched.coarse_logits, (height, width))
-        return ScoreBatch(self.model.score(stitched, (height, width)), None if full is None else full.sigmoid())
-
-
-Span = tuple[int, int, int, int]
-
-
-def _tiles(height: int, width: int, tile: int, margin: int) -> Iterator[tuple[Span, Span]]:
-    """(kept area, area with context) of every tile, as (top, bottom, left, right); tile and margin are multiples of every stride.
-
-    A last tile thinner than half a tile is joined to the one before, so that no context is smaller than the model accepts.
-    """
-    for top, bottom in _spans(height, tile):
-        for left, right in _spans(width, tile):
-            context = (max(0, top - margin), min(height, bottom + margin), max(0, left - margin), min(width, right + margin))
-            yield (top, bottom, left, right), context
-
-
-def _spans(length: int, tile: int) -> list[tuple[int, int]]:
-    starts = list(range(0, length, tile))
-    if len(starts) > 1 and length - starts[-1] < tile // 2:
-        starts.pop()
-    return list(zip(starts, [*starts[1:], length], strict=True))
-
-
-def _to_batch(pixels: RGB8) -> torch.Tensor:
-    return torch.tensor(pixels).permute(2, 0, 1)[None].float() / 255
+        difference = None
+        if lr is not None:  # of the whole picture, so that it does not depend on the tiles
+            difference = self.network.lr_difference(to_batch(pixels).to(self.device), to_batch(lr).to(self.device))
+        seen = perceive_in_tiles(self.network, pixels, self.tile, self.margin, difference)
+        score, logits = self.network.score(seen, (height, width)), seen.coarse_logits
+        del seen  # f_N: as large as the map
+        return ScoreBatch(score, None if logits is None else map_in_bands(self.network, logits, (height, width)))
 
 
 def load_predictors(folder: Path, device: torch.device | str = "cpu") -> dict[str, Predictor]:

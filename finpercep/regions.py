@@ -46,23 +46,29 @@ def find_regions(
 
     if isinstance(degradation_map, torch.Tensor):
         degradation_map = degradation_map.detach().cpu().numpy()
-    values = np.asarray(degradation_map, dtype=np.float64)
-    labels, count = ndimage.label(values >= threshold, structure=np.ones((3, 3), dtype=bool))
-    areas = np.bincount(labels.ravel(), minlength=count + 1)
-    totals = np.bincount(labels.ravel(), weights=values.ravel(), minlength=count + 1)
+    values = np.asarray(degradation_map)
+    labels, count = ndimage.label(values >= threshold, structure=np.ones((3, 3), dtype=bool))  # int32: as large as a float32 map
+    areas = _areas(labels, count)
     boxes = ndimage.find_objects(labels)
-    kept = [label for label in range(1, count + 1) if areas[label] >= min_area]
-    kept.sort(key=lambda label: (-totals[label], label))
-    peaks = ndimage.maximum(values, labels, kept) if kept else []
-    return tuple(
-        Region(
-            box=_corners(boxes[label - 1]),
-            area=int(areas[label]),
-            mean=min(float(totals[label] / areas[label]), float(peak)),  # rounding may put a mean above its peak
-            peak=float(peak),
-        )
-        for label, peak in zip(kept, peaks, strict=True)
-    )
+    found = []
+    for label in (label for label in range(1, count + 1) if areas[label] >= min_area):
+        box = boxes[label - 1]
+        inside = labels[box] == label
+        total = float(values[box].sum(dtype=np.float64, where=inside))
+        peak = float(values[box].max(where=inside, initial=-np.inf))
+        mean = min(total / int(areas[label]), peak)  # rounding may put a mean above its peak
+        found.append((total, Region(box=_corners(box), area=int(areas[label]), mean=mean, peak=peak)))
+    found.sort(key=lambda entry: -entry[0])  # stable: of equals, the one further up comes first
+    return tuple(region for _, region in found)
+
+
+def _areas(labels: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.int64]:
+    """Pixels of every label from 0 to ``count``; in bands of rows, because counting makes its input 64 bits wide."""
+    areas = np.zeros(count + 1, dtype=np.int64)
+    for band in np.array_split(labels, max(1, labels.size // 2**22)):
+        found = np.bincount(band.ravel())
+        areas[: len(found)] += found
+    return areas
 
 
 def _corners(box: tuple[slice, slice]) -> tuple[int, int, int, int]:

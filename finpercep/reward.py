@@ -16,6 +16,9 @@ from finpercep.errors import ConfigError
 
 DEFAULT_TOP_FRACTION = 0.01
 
+_BLOCK = 4 * 1024 * 1024
+"""Pixels whose largest are looked for at a time."""
+
 
 @dataclass(frozen=True)
 class RewardWeights:
@@ -96,7 +99,19 @@ def top_fraction_mean(degradation_map: torch.Tensor, fraction: float) -> torch.T
     """
     flat = degradation_map.flatten(1)
     count = max(1, round(flat.shape[1] * fraction))
-    return flat.topk(count, dim=1).values.mean(dim=1)
+    return _largest(flat, count).mean(dim=1)
+
+
+def _largest(flat: torch.Tensor, count: int) -> torch.Tensor:
+    """The ``count`` largest of every row, (N, count); of long rows, block by block, because `topk` takes 16 bytes an element."""
+    if torch.compiler.is_compiling() or flat.shape[1] <= _BLOCK:  # in this order: a traced size must not be compared
+        return flat.topk(count, dim=1).values
+    first, *others = flat.split(_BLOCK, dim=1)
+    largest = first.topk(min(count, first.shape[1]), dim=1).values
+    for block in others:
+        largest = torch.cat([largest, block], dim=1)
+        largest = largest.topk(min(count, largest.shape[1]), dim=1).values
+    return largest
 
 
 def fuse(score: torch.Tensor, degradation_map: torch.Tensor | None, weights: RewardWeights) -> Rewards:

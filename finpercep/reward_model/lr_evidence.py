@@ -42,9 +42,31 @@ def lr_evidence(difference: torch.Tensor, known: torch.Tensor | None, size: tupl
     Returns:
         (N, 4, H, W): the difference times `GAIN`, brought up bilinearly, then 1; all 0 for an image that is not ``known``.
     """
-    planes = F.interpolate(difference * GAIN, size, mode="bilinear", align_corners=False)
-    planes = torch.cat([planes, torch.ones_like(planes[:, :1])], dim=1)
+    planes = _flagged(F.interpolate(difference, size, mode="bilinear", align_corners=False))
     return planes if known is None else planes * known[:, None, None, None].to(planes.dtype)
+
+
+def lr_evidence_in(difference: torch.Tensor, size: tuple[int, int], window: tuple[int, int, int, int]) -> torch.Tensor:
+    """The part of `lr_evidence` inside ``window`` (top, bottom, left, right), without the rest."""
+    top, bottom, left, right = window
+    rows = _bring_up(difference, size[0], range(top, bottom), dim=2)
+    return _flagged(_bring_up(rows, size[1], range(left, right), dim=3))
+
+
+def _bring_up(planes: torch.Tensor, length: int, positions: range, dim: int) -> torch.Tensor:
+    """Linear interpolation along one axis to ``length``, at some positions: `F.interpolate` without aligned corners."""
+    low = planes.shape[dim]
+    places = torch.arange(positions.start, positions.stop, device=planes.device, dtype=torch.float64)
+    places = ((places + 0.5) * (low / length) - 0.5).clamp_min(0)
+    first = places.long()
+    shape = [-1 if axis == dim else 1 for axis in range(planes.ndim)]
+    share = (places - first).to(planes.dtype).view(shape)
+    second = (first + 1).clamp_max(low - 1)
+    return torch.lerp(planes.index_select(dim, first), planes.index_select(dim, second), share)
+
+
+def _flagged(difference: torch.Tensor) -> torch.Tensor:
+    return torch.cat([difference * GAIN, torch.ones_like(difference[:, :1])], dim=1)
 
 
 def no_evidence(images: torch.Tensor) -> torch.Tensor:

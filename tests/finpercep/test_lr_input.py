@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from finpercep.errors import ConfigError, ImageError
+from finpercep.predictor import Predictor
 from finpercep.reward_model.build import build_reward_model
 from finpercep.reward_model.config import RewardModelConfig
-from finpercep.reward_model.lr_evidence import GAIN, lr_difference, lr_evidence
+from finpercep.reward_model.lr_evidence import GAIN, lr_difference, lr_evidence, lr_evidence_in
+from tests.fakes import photo
 
 
 def build(**settings):
@@ -30,6 +33,30 @@ def test_the_evidence_is_the_difference_brought_up_and_a_flag():
     assert planes.shape == (2, 4, 32, 32)
     assert torch.allclose(planes[0, :, 5, 7], torch.tensor([0.1 * GAIN, -0.2 * GAIN, 0.3 * GAIN, 1.0]))
     assert not planes[1].any()
+
+
+@pytest.mark.parametrize("window", [(0, 50, 0, 70), (16, 48, 32, 70), (3, 4, 69, 70)])
+def test_evidence_in_a_window_is_that_of_the_whole(window):
+    difference = torch.rand(1, 3, 13, 17) - 0.5
+    top, bottom, left, right = window
+    whole = lr_evidence(difference, None, (50, 70))[..., top:bottom, left:right]
+    assert torch.allclose(lr_evidence_in(difference, (50, 70), window), whole, atol=1e-5)
+
+
+@torch.no_grad()
+def test_tiles_see_the_lr_picture_as_the_whole_does():
+    predictor = Predictor(build(), name="m", rung="RM_1", digest="d", tile=64, margin=128)
+    pixels, lr = photo(230, 330), photo(58, 83, seed=1)
+    whole, tiled = predictor._untiled(pixels, lr), predictor._tiled(pixels, lr)
+    assert (whole.map - tiled.map).abs().max() < 1e-4 and (whole.score - tiled.score).abs().max() < 1e-4
+    assert (whole.map - predictor._untiled(pixels, None).map).abs().max() > 1e-3
+
+
+def test_a_predictor_says_what_is_wrong_with_an_lr_picture():
+    with pytest.raises(ImageError, match="must not be larger than 64x48, got 65x8"):
+        Predictor(build(), name="m", rung="RM_1", digest="d").assess(photo(48, 64), lr=photo(8, 65))
+    with pytest.raises(ConfigError, match="RM_1 takes no LR picture"):
+        Predictor(build(lr_input=False), name="m", rung="RM_1", digest="d").assess(photo(48, 64), lr=photo(12, 16))
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from finpercep import predictor as predictor_module
-from finpercep.errors import ImageError, RewardError
-from finpercep.predictor import Predictor, _tiles, load_predictors
+from finpercep.errors import ConfigError, ImageError, RewardError
+from finpercep.predictor import Predictor, load_predictor, load_predictors, packaged_model_folder
 from finpercep.reward import RewardWeights, fuse
 
 
@@ -39,27 +39,6 @@ def test_rung_zero_has_no_map(small_ladder):
     assert (got.map, got.max_degradation, got.mean_degradation, got.regions) == (None, None, None, ())
 
 
-@pytest.mark.parametrize(("height", "width"), [(300, 420), (256, 700), (517, 333)])
-def test_tiled_equals_untiled(finest, height, width):
-    small = Predictor(finest.model, name="small", rung="RM_2", digest="", tile=128)
-    pixels = picture(height, width)
-    with torch.no_grad():
-        tiled, whole = small._tiled(pixels), small._untiled(pixels)
-    assert tiled.map.shape == (1, height, width)
-    assert (tiled.map - whole.map).abs().max() < 1e-3
-    assert (tiled.score - whole.score).abs().max() < 1e-3
-
-
-def test_tiles_cover_every_pixel_once():
-    for height, width in [(1, 1), (127, 129), (300, 1000), (4000, 6000)]:
-        covered = np.zeros((height, width), dtype=np.uint8)
-        for (top, bottom, left, right), (c_top, c_bottom, c_left, c_right) in _tiles(height, width, 128, 64):
-            covered[top:bottom, left:right] += 1
-            assert c_top <= top < bottom <= c_bottom and c_left <= left < right <= c_right
-            assert c_top % 64 == 0 and c_left % 64 == 0
-        assert (covered == 1).all()
-
-
 def test_large_pictures_go_through_in_tiles(finest, monkeypatch):
     monkeypatch.setattr(predictor_module, "UNTILED_PIXELS", 100 * 100)
     pixels = picture(200, 220)
@@ -77,3 +56,20 @@ def test_a_score_that_is_not_finite_is_an_error(small_ladder):
 def test_small_pictures_are_refused(finest):
     with pytest.raises(ImageError, match=r"at least 32 px on each side, got 64x31"):
         finest.assess(picture(31, 64))
+
+
+def test_tiles_lie_on_the_deepest_features_grid(finest):
+    with pytest.raises(ConfigError, match=r"multiples of 16 px, got 100 and 128"):
+        Predictor(finest.model, name="small", rung="RM_2", digest="", tile=100)
+
+
+@pytest.mark.parametrize("rung", ["RM_0", "RM_1", "RM_2"])
+def test_a_score_does_not_depend_on_the_batch(rung):
+    predictor = load_predictor(packaged_model_folder(), rung)
+    images = torch.rand(32, 3, 96, 80, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        together = predictor.score(images)
+        alone = [predictor.score(image[None]) for image in images]
+    assert (torch.cat([one.score for one in alone]) - together.score).abs().max() <= 1e-5
+    if predictor.has_map:
+        assert (torch.cat([one.map for one in alone]) - together.map).abs().max() <= 1e-5

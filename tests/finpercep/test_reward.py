@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finpercep import reward
 from finpercep.errors import ConfigError
 from finpercep.reward import RewardWeights, fuse, top_fraction_mean
 
@@ -38,6 +39,14 @@ def test_top_fraction_lies_between_mean_and_maximum(fraction, height, width, see
     assert (top <= degradation.amax((1, 2)) + 1e-6).all()
     assert (top >= degradation.mean((1, 2)) - 1e-6).all()
     assert torch.allclose(top_fraction_mean(degradation, 1.0), degradation.mean((1, 2)), atol=1e-6)
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.01, 0.4, 1.0])
+def test_top_fraction_of_a_large_map_is_found_block_by_block(fraction, monkeypatch):
+    degradation = torch.rand(2, 30, 50, generator=torch.Generator().manual_seed(0))
+    expected = top_fraction_mean(degradation, fraction)
+    monkeypatch.setattr(reward, "_BLOCK", 64)
+    assert torch.allclose(top_fraction_mean(degradation, fraction), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [{"score": -1.0}, {"max": float("nan")}, {"mean": float("inf")}, {"top_fraction": 0.0}])
