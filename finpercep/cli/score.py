@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +77,10 @@ def score(
     server: Annotated[str | None, typer.Option(help="Score through the server at this address.")] = None,
     model: Annotated[Path | None, typer.Option(help="Folder of a ladder; the packaged one when absent.")] = None,
     rung: Annotated[str | None, typer.Option(help="Rung of the ladder; its finest when absent.")] = None,
+    lr: Annotated[
+        Path | None,
+        typer.Option(help="What the pictures were made from: one's low-resolution picture, or a folder with the same names."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:i].")] = "auto",
 ) -> None:
     """Score pictures: score in [0, 1], higher is better; degradation in [0, 1], 1 is worst. Exit code 1 if any failed.
@@ -85,8 +89,11 @@ def score(
     """
     if server and model:
         raise ConfigError("--model and --server exclude each other: a server has its own model")
+    if server and lr:
+        raise ConfigError("--lr and --server exclude each other: a server takes no LR picture; score here, with --model")
+    lr_of = _lr_pictures(images, lr) if lr else {}
     maps = MapFiles.plan(images, map_to) if map_to else None
-    with _on_server(server, rung, maps is not None) if server else _here(model, rung, device) as chosen:
+    with _on_server(server, rung, maps is not None) if server else _here(model, rung, device, lr_of) as chosen:
         if maps and not chosen.has_map:
             raise ConfigError(f"{chosen.name} has no map; leave --map away, or choose a later --rung")
         for warning in maps.warnings if maps else ():
@@ -100,6 +107,18 @@ def score(
         _print_table(rows, chosen)
     if any(row.error for row in rows):
         raise typer.Exit(1)
+
+
+def _lr_pictures(images: Sequence[Path], lr: Path) -> dict[Path, Path]:
+    """Every picture's LR picture: the file, or the one of the same stem in the folder."""
+    if not lr.is_dir():
+        if len(images) > 1:
+            raise ConfigError(f"--lr must be a folder when there are {len(images)} pictures, got {lr}")
+        return {images[0]: lr}
+    by_stem = {path.stem: path for path in sorted(lr.iterdir()) if path.is_file()}
+    if missing := [str(image) for image in images if image.stem not in by_stem]:
+        raise ConfigError(f"--lr {lr} must hold a picture of the same name for each, found none for {', '.join(missing[:3])}")
+    return {image: by_stem[image.stem] for image in images}
 
 
 def _score_one(path: Path, rung: Rung, maps: MapFiles | None) -> Row:
@@ -119,8 +138,8 @@ def _score_one(path: Path, rung: Rung, maps: MapFiles | None) -> Row:
 
 
 @contextmanager
-def _here(model: Path | None, rung: str | None, device: str) -> Iterator[Rung]:
-    """A rung of a ladder on this machine."""
+def _here(model: Path | None, rung: str | None, device: str, lr_of: Mapping[Path, Path]) -> Iterator[Rung]:
+    """A rung of a ladder on this machine; ``lr_of``: the LR pictures of those that have one."""
     from data_synth.device import resolve_device
     from finpercep.predictor import load_predictors, packaged_model_folder
 
@@ -129,7 +148,11 @@ def _here(model: Path | None, rung: str | None, device: str) -> Iterator[Rung]:
     if name not in predictors:
         raise ConfigError(f"unknown --rung {name!r}; the ladder has {', '.join(predictors)}")
     predictor = predictors[name]
-    yield Rung(name, predictor.digest, predictor.has_map, lambda _, pixels: predictor.assess(pixels))
+
+    def assess(path: Path, pixels: RGB8) -> Result:
+        return predictor.assess(pixels, lr=decode_rgb(lr_of[path]) if path in lr_of else None)
+
+    yield Rung(name, predictor.digest, predictor.has_map, assess)
 
 
 @contextmanager

@@ -132,3 +132,25 @@ def test_images_of_one_name_get_maps_of_their_own(tmp_path):
     maps = MapFiles.plan(images, tmp_path / "maps")
     assert list(maps.stems.values()) == ["photo", "photo-3", "photo-2", "PHOTO-4"]
     assert len(maps.warnings) == 2 and "photo-3" in maps.warnings[0]
+
+
+def test_lr_pictures_are_shown_to_the_model(small_ladder, pictures, tmp_path):
+    """One as a file, several as a folder of the same names; the numbers are the predictor's with that picture."""
+    folder = tmp_path / "lr"
+    folder.mkdir()
+    low = {"a": photo(10, 14, 5), "b": photo(13, 9, 6)}
+    for name, pixels in low.items():
+        (folder / f"{name}.png").write_bytes(encode_png(pixels))
+    predictor = load_predictors(small_ladder)["RM_2"]
+    expected = [predictor.assess(photo(40, 56), lr=low["a"]).score, predictor.assess(photo(50, 34, 1), lr=low["b"]).score]
+    both = rows(run(*pictures[:2], "--json", "--model", small_ladder, "--lr", folder))
+    (one,) = rows(run(pictures[0], "--json", "--model", small_ladder, "--lr", folder / "a.png"))
+    assert [row["score"] for row in both] == expected and one["score"] == expected[0]
+    assert expected[0] != predictor.assess(photo(40, 56)).score
+    for arguments, message in {
+        (*pictures[:2], "--lr", folder / "a.png"): "must be a folder when there are 2",
+        (*pictures, "--lr", folder): "none for .*small.png",
+        (pictures[0], "--lr", folder, "--server", "http://127.0.0.1:9"): "exclude each other",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            raise run(*arguments, "--json").exception
