@@ -2,9 +2,9 @@
 
     python -m benchmarks.rm_speed [--quick] [--device cpu|cuda] [--threads 2] [--model runs/ladder] [--baselines musiq,piqe]
 
-Three tables in one run, as Markdown: images/s and memory of every rung at 256², 512² and 1024², batches of 1, 8 and 32, as
-float32, bf16 (autocast, channels_last) and compiled; a 4K frame and a 48-megapixel photo through the predictor's tiles; seconds
-per 512² image beside pyiqa's networks, and what a gradient to the image costs. pyiqa's networks have random weights, which
+In one run, as Markdown: seconds per 512² image beside pyiqa's networks, and what a gradient to the image costs; images/s and
+memory of every rung at 256², 512² and 1024², batches of 1, 8 and 32, as float32, bf16 (autocast) and compiled; a 4K frame and
+a 48-megapixel photo through the predictor's tiles. pyiqa's networks have random weights, which
 cost what trained ones cost; pyiqa builds some only from downloads, and here those are built without.
 
 Memory is the peak above the loaded model, warmed up on a small image, measured in a fresh process for each line. Times are
