@@ -7,12 +7,14 @@ processes (``accelerate launch``) train one model; all must see the output folde
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from pydantic import TypeAdapter
 
 from data_synth.schema.pixels import write_atomically
 from finpercep.checkpoint import LadderRung, write_checkpoint, write_ladder
@@ -20,7 +22,7 @@ from finpercep.errors import TrainingError
 from finpercep.reward_model.build import build_reward_model, inherit_weights
 from finpercep.reward_model.model import FinPercepRM
 from finpercep.training.data import Samples
-from finpercep.training.evaluate import calibrate, evaluate_rung
+from finpercep.training.evaluate import RungQuality, calibrate, evaluate_rung
 from finpercep.training.processes import make_accelerator, on_main_process, share_of_batch
 from finpercep.training.reports import RungReport, StepReport
 from finpercep.training.rung import RungTrainer
@@ -33,7 +35,7 @@ STATE_NAME = "run_state.pt"
 REPORTED_SAMPLES = 400
 """Validation samples, spread over the split, that a finished rung is calibrated and measured on; `eval-rm` takes all."""
 TRAINING_NAME = "training.json"
-"""In a rung's folder, beside contract 2: which step is stored, and how many were done."""
+"""In a rung's folder, beside contract 2: which step is stored, how many were done, and the figures on the validation split."""
 
 
 def train_ladder(
@@ -84,7 +86,7 @@ def train_ladder(
             accelerator.free_memory()
             accelerator.wait_for_everyone()
         previous = FinPercepRM.load(folder).to(accelerator.device)  # go on from what was stored
-        report = _report(rung, folder, previous, validation, accelerator)
+        report = on_main_process(accelerator, functools.partial(_report, rung, folder, previous, validation))
         yield report
         entries.append(LadderRung(rung, rung, report.digest))
         anchor = anchor or copy.deepcopy(previous).eval().requires_grad_(False)
@@ -118,9 +120,14 @@ def _store(folder: Path, trainer: RungTrainer, validation: Samples) -> None:
     write_checkpoint(folder, model.config.to_json(), model.state_dict(), dtype=dtype)
 
 
-def _report(rung: str, folder: Path, model: FinPercepRM, validation: Samples, accelerator: Accelerator) -> RungReport:
-    measured = SpreadSamples(validation, REPORTED_SAMPLES)
-    quality = on_main_process(accelerator, lambda: evaluate_rung(model, measured) if len(measured) else None)
+def _report(rung: str, folder: Path, model: FinPercepRM, validation: Samples) -> RungReport:
+    """The rung's figures: measured once, and kept in its record."""
     path = folder / TRAINING_NAME
     record = json.loads(path.read_text()) if path.exists() else {}  # rungs of earlier versions have none
+    if record.get("digest") != model.digest:
+        measured = SpreadSamples(validation, REPORTED_SAMPLES)
+        record["digest"] = model.digest
+        record["quality"] = evaluate_rung(model, measured).to_json() if len(measured) else None
+        write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+    quality = TypeAdapter(RungQuality | None).validate_python(record["quality"])
     return RungReport(rung, str(model.digest), quality, record.get("step"), record.get("steps"))
