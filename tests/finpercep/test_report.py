@@ -13,7 +13,7 @@ from PIL import Image
 from finpercep.errors import ConfigError
 from finpercep.report.figures import Cell, Curve, curves, image_grid, smoothed
 from finpercep.report.page import Picture, Report, Section, Table, write_report
-from finpercep.report.runs import read_records, report_of_run
+from finpercep.report.runs import read_records, report_of_run, validation_panels
 
 
 def test_a_report_is_one_file_without_outside_references(tmp_path):
@@ -81,7 +81,16 @@ def test_report_of_a_training_run(tmp_path):
     }
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*steps, rung]))
     (table,) = report_of_run(tmp_path).sections[0].tables
-    assert table.rows == [["RM_0", "–", "–", "–", "–", "0.750", "0.900", "12"]]
+    assert table.rows == [["RM_0", "–", "–", "–", "–", "0.750", "0.900", "12", "–"]]  # a run of before looks at validation photos
+
+    look = {"figure": 0.75, "improved": True, "quality": rung["quality"]}
+    looked = [{**step, "validation": look if step["step"] > 1 else None} for step in steps]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*looked, {**rung, "step": 3, "steps": 3}]))
+    section = report_of_run(tmp_path).sections[0]
+    assert section.tables[0].rows[0][-1] == "3"
+    assert len(section.pictures) == 2
+    (curves,) = validation_panels(looked[2:]).values()
+    assert [(curve.name, list(curve.y)) for curve in curves] == [("figure", [0.75, 0.75]), ("order gt > syn > sr", [0.75, 0.75])]
 
 
 def test_nothing_to_report(tmp_path):
