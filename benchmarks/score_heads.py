@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from benchmarks.report import print_table, write_result
 from data_synth.schema import read_split
 from finpercep.predictor import load_predictor, packaged_model_folder
-from finpercep.reward_model.model import FinPercepRM
+from finpercep.reward_model.model import FinPercepRM, Perception
 from finpercep.reward_model.score_head import MapForScore, modulated_features
 from finpercep.training.data import Samples, whole_batch
 from finpercep.training.dataset_evaluation import DEFECT_AREAS, area_label
@@ -69,10 +69,11 @@ def vectors(model: FinPercepRM, samples: Samples, count: int, batch_size: int = 
     for start in range(0, len(rows), batch_size):
         batch = whole_batch(samples, [int(i) for i in rows[start : start + batch_size]])
         images = torch.cat([getattr(batch, role) for role in ROLES])
-        perception, fine = perceive(model, images)
-        size = (images.shape[-2], images.shape[-1])
-        degradation = model._map_for_score(perception, size)
-        assert degradation is not None, "a rung with a map"
+        features = model.features(images)
+        assert model.map_decoder is not None, "a rung with a map"
+        fine, perception = features[2], Perception(features[-1], model.map_decoder(features))
+        degradation = model.map_for_score(perception, (images.shape[-2], images.shape[-1]))
+        assert degradation is not None
         for name, head in heads().items():
             seen[name].append(head(fine, perception.deep, degradation).unflatten(0, (3, -1)))
         qualities.append(torch.stack([batch.quality_syn, batch.quality_sr]))
@@ -82,16 +83,6 @@ def vectors(model: FinPercepRM, samples: Samples, count: int, batch_size: int = 
         "quality": torch.cat(qualities, dim=1),
         "area": torch.cat(areas).numpy(),
     }
-
-
-def perceive(model: FinPercepRM, images: torch.Tensor) -> tuple[Any, torch.Tensor]:
-    """`FinPercepRM.perceive`, and the encoder's features at stride 4."""
-    kept: list[torch.Tensor] = []
-    hook = model.encoder.register_forward_hook(lambda _, __, features: kept.append(features[2]))
-    try:
-        return model.perceive(images), kept[0]
-    finally:
-        hook.remove()
 
 
 def train_head(inputs: torch.Tensor, quality: torch.Tensor, seed: int, steps: int) -> nn.Module:

@@ -129,4 +129,4 @@ def run_finetuning(
 def encoder_features(predictor: Predictor) -> FeatureExtractor:
     """All scales of a rung's frozen encoder."""
     model = predictor.model
-    return lambda images: model.encoder((images - model.mean) / model.std)[1:]
+    return lambda images: model.features(images)[1:]

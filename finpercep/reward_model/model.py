@@ -103,6 +103,15 @@ class FinPercepRM(nn.Module, ModelHubMixin):
             )
         return lr_difference(images, lr)
 
+    def features(self, images: torch.Tensor, evidence: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """The encoder's features, the encoder's input first, f_N last. Arguments as in `perceive`."""
+        planes = (images - self.mean) / self.std
+        if self.config.lr_input:
+            planes = torch.cat([planes, no_evidence(images) if evidence is None else evidence.to(planes.dtype)], dim=1)
+        bottom, right = (self._padding(side) for side in images.shape[-2:])
+        features: list[torch.Tensor] = self.encoder(F.pad(planes, (0, right, 0, bottom), mode="reflect"))
+        return features
+
     def perceive(self, images: torch.Tensor, evidence: torch.Tensor | None = None) -> Perception:
         """Run encoder and decoder.
 
@@ -110,21 +119,16 @@ class FinPercepRM(nn.Module, ModelHubMixin):
             images: (N, 3, H, W); sides are padded by reflection to a multiple of f_N's stride.
             evidence: (N, 4, H, W) of `lr_evidence`; None when no LR picture is known.
         """
-        planes = (images - self.mean) / self.std
-        if self.config.lr_input:
-            planes = torch.cat([planes, no_evidence(images) if evidence is None else evidence.to(planes.dtype)], dim=1)
-        bottom, right = (self._padding(side) for side in images.shape[-2:])
-        features = self.encoder(F.pad(planes, (0, right, 0, bottom), mode="reflect"))
+        features = self.features(images, evidence)
         return Perception(features[-1], None if self.map_decoder is None else self.map_decoder(features))
 
     def score(self, seen: Perception, size: tuple[int, int]) -> torch.Tensor:
         """S in [0, 1], (N,), of images of ``size`` (height, width): what lies in the padding has no weight."""
-        logit = self.score_head(
-            seen.deep, self._map_for_score(seen, size), self._inside(seen.deep, size, self.config.deep_stride)
-        )
+        logit = self.score_head(seen.deep, self.map_for_score(seen, size), self._inside(seen.deep, size, self.config.deep_stride))
         return torch.sigmoid(self.config.score_scale * logit.float() + self.config.score_shift)
 
-    def _map_for_score(self, seen: Perception, size: tuple[int, int]) -> MapForScore | None:
+    def map_for_score(self, seen: Perception, size: tuple[int, int]) -> MapForScore | None:
+        """The map as the score of images of ``size`` sees it; None for RM_0."""
         if seen.coarse_logits is None:
             return None
         stride = self.config.map_stride or 1

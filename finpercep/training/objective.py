@@ -37,14 +37,13 @@ class LossWeights:
 
 
 def triplet_losses(
-    model: FinPercepRM, anchor: FinPercepRM | None, batch: TripletBatch, weights: LossWeights, *, autocast: bool = False
+    model: FinPercepRM, anchor: FinPercepRM | None, batch: TripletBatch, weights: LossWeights
 ) -> dict[str, torch.Tensor]:
     """All terms of the loss for one batch, and their weighted sum as ``total``; gt, syn and sr go through in one forward."""
     count = len(batch.gt)
     images = torch.cat([batch.gt, batch.syn, batch.sr]).to(memory_format=torch.channels_last)
     lr = (batch.lr.repeat(3, 1, 1, 1), batch.lr_known.repeat(3)) if model.config.lr_input else ()
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
-        output = model(images, *lr)
+    output = model(images, *lr)
     score_gt, score_syn, score_sr = output.score.float().split(count)
     quality_gt = torch.ones_like(batch.quality_syn)
     margin_sr = margins(batch.quality_syn, batch.quality_sr, weights.margin_sr)
