@@ -150,11 +150,11 @@ def test_padding_does_not_count_in_the_score():
     seen = model.perceive(torch.rand(1, 3, 64, 50))
     logits = torch.full((1, 16, 16), -50.0)
     logits[..., 13:] = 50.0  # only the padding looks degraded
-    ignored = model._map_for_score(Perception(seen.deep, logits), (64, 50))
+    ignored = model.map_for_score(Perception(seen.deep, logits), (64, 50))
     assert ignored.own.shape == (1, 16, 13)
     assert ignored.own.max() < 1e-6 and ignored.at_deep.max() < 1e-6
     logits[..., 12] = 50.0  # and the image's last column
-    assert model._map_for_score(Perception(seen.deep, logits), (64, 50)).at_deep[0, :, -1].tolist() == pytest.approx([1.0] * 4)
+    assert model.map_for_score(Perception(seen.deep, logits), (64, 50)).at_deep[0, :, -1].tolist() == pytest.approx([1.0] * 4)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
