@@ -58,6 +58,9 @@ def train_rm(
     pretrained_encoder: Annotated[
         bool | None, typer.Option("--pretrained-encoder", help="Start the encoder from timm's weights (may download).")
     ] = None,
+    encoder_weights: Annotated[
+        Path | None, typer.Option(help="File with the encoder's weights in timm's format, where they cannot be downloaded.")
+    ] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between run states; default 100.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides everything that is drawn at random; default 0.")] = None,
     workers: Annotated[int, typer.Option(help="Threads that draw batches; they change only the speed.", min=1)] = LOADER_THREADS,
@@ -89,7 +92,7 @@ def train_rm(
         "validate_every": validate_every,
         "validate_samples": validate_samples,
         "patience": patience,
-        "pretrained_encoder": pretrained_encoder,
+        "pretrained_encoder": str(encoder_weights) if encoder_weights else pretrained_encoder,
         "save_every": save_every,
         "seed": seed,
     }

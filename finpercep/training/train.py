@@ -100,7 +100,7 @@ def first_weights(config: TrainConfig, position: int, *parents: FinPercepRM | No
     """A rung before training: fresh weights by the seed and, over them, those of each of ``parents`` that fit, in turn."""
     torch.manual_seed(config.seed + position)
     _, model_config = config.ladder.rungs()[position]
-    model = build_reward_model(model_config, pretrained_encoder=config.pretrained_encoder and position == 0)
+    model = build_reward_model(model_config, pretrained_encoder=False if position else config.pretrained_encoder)
     for parent in parents:
         if parent is not None:
             inherit_weights(model, parent)

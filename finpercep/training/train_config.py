@@ -31,7 +31,7 @@ class TrainConfig:
         validate_samples: samples of a look, spread evenly over the split. The finished rung is measured on the whole split.
         patience: a rung ends after this many steps without a better validation figure (`selection`); 0: it never does.
         loss: weights and margins.
-        pretrained_encoder: start RM_0's encoder from timm's weights (may need a download).
+        pretrained_encoder: start RM_0's encoder from timm's weights (may need a download), or from a file of them.
         save_every: steps between run states: at most that much is done again after an interruption.
         half: store the rungs' weights in float16.
         seed: decides weights, batches and augmentations.
@@ -50,7 +50,7 @@ class TrainConfig:
     validate_samples: int = 64
     patience: int = 0
     loss: LossWeights = field(default_factory=LossWeights)
-    pretrained_encoder: bool = False
+    pretrained_encoder: bool | str = False
     save_every: int = 100
     half: bool = True
     seed: int = 0

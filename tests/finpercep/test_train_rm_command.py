@@ -11,6 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
@@ -118,6 +121,18 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     assert (config.lr, config.batch_size, config.crop, config.loss.rank) == (0.25, 3, 128, 7.0)
     assert config.ladder.map_strides == (8,) and config.steps == (1, 2)
     assert config.ladder.base.encoder == "tu-resnet18"
+
+
+def test_the_encoders_weights_may_come_from_a_file(data, tmp_path):
+    """Only RM_0 begins with them: later rungs begin with the rung before."""
+    save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "encoder.safetensors")
+    few = ["--steps", "1,1,1", "--lr", "0", "--ema", "0", "--encoder-weights", str(tmp_path / "encoder.safetensors")]
+    result = CliRunner().invoke(app, [*arguments(data, tmp_path / "out"), *few], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    theirs = load_file(tmp_path / "encoder.safetensors")["layer1.0.conv1.weight"]
+    for rung in STEPS:
+        ours = load_file(tmp_path / "out" / rung / "model.safetensors")["encoder.model.layer1.0.conv1.weight"]
+        assert torch.equal(ours, theirs.half()), rung
 
 
 @pytest.mark.parametrize(
