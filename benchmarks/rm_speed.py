@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -40,6 +39,9 @@ PHOTOS = {"4K": (2160, 3840), "48 MP": (6000, 8000)}
 MIB = 2**20
 LARGEST_BATCH_PIXELS = 8 * 1024 * 1024
 """A batch of more pixels is left out: it says nothing that one of half the size does not."""
+
+LONGEST = 300
+"""Seconds after which a line is given up, compiling included."""
 
 Step = Callable[[], object]
 
@@ -122,12 +124,14 @@ def scorer(predictor: Predictor, precision: str) -> Callable[[torch.Tensor], obj
 
 
 def memory(device: str, field: str) -> int:
-    """Bytes: of the GPU, or of this process now (VmRSS) or at its peak (VmHWM, as getrusage has it)."""
+    """Bytes: of the GPU, or of this process now (VmRSS) or at its peak (VmHWM).
+
+    Not getrusage: a child's peak there starts at what its parent held.
+    """
     if device == "cuda":
         return torch.cuda.memory_allocated() if field == "VmRSS" else torch.cuda.max_memory_allocated()
-    if field == "VmHWM":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
 
 
 def photo(height: int, width: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -138,12 +142,18 @@ def photo(height: int, width: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def measure_in_fresh_process(line: Line) -> dict[str, float] | None:
-    """What `measure` says there; None if it failed, and then its last line is printed."""
+    """What `measure` says there; None if it failed or took too long, and then a line says so."""
+    label = f"{line.rung} {line.precision} {line.width}×{line.height}, batch {line.batch or 'in tiles'}"
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.rm_speed", "--line", json.dumps(asdict(line))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(f"{line.rung} {line.precision} failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}", file=sys.stderr)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LONGEST)
+    except subprocess.TimeoutExpired:
+        print(f"{label}: left out, it took more than {LONGEST} s", file=sys.stderr)
         return None
+    if done.returncode:
+        print(f"{label}: failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}", file=sys.stderr)
+        return None
+    print(f"{label}: measured", file=sys.stderr)
     return json.loads(done.stdout.splitlines()[-1])
 
 
