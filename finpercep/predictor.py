@@ -153,10 +153,10 @@ class Predictor:
         if lr.shape[0] > height or lr.shape[1] > width:
             raise ImageError(f"the LR picture must not be larger than {width}x{height}, got {lr.shape[1]}x{lr.shape[0]}")
 
-    def _untiled(self, pixels: RGB8, lr: RGB8 | None) -> ScoreBatch:
+    def _untiled(self, pixels: RGB8, lr: RGB8 | None = None) -> ScoreBatch:
         return self.score(to_batch(pixels), None if lr is None else to_batch(lr))
 
-    def _tiled(self, pixels: RGB8, lr: RGB8 | None) -> ScoreBatch:
+    def _tiled(self, pixels: RGB8, lr: RGB8 | None = None) -> ScoreBatch:
         height, width = pixels.shape[:2]
         difference = None
         if lr is not None:  # of the whole picture, so that it does not depend on the tiles

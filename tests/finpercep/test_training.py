@@ -160,7 +160,9 @@ def test_training_starts_from_given_weights(tmp_path, small_ladder):
 
 
 def test_the_anchor_holds_the_score_of_clean_images():
-    model, anchor = build_reward_model(RewardModelConfig(map_stride=16)), build_reward_model(RewardModelConfig()).eval()
+    settings = RewardModelConfig(lr_input=False)
+    model = build_reward_model(dataclasses.replace(settings, map_stride=16))
+    anchor = build_reward_model(settings).eval()
     batch = whole_batch(SAMPLES, range(4))
     losses = triplet_losses(model, anchor, batch, LossWeights(align=2.0))
     model_scores = model(torch.cat([batch.gt, batch.syn, batch.sr])).score[:4]
@@ -172,7 +174,7 @@ def test_the_anchor_holds_the_score_of_clean_images():
 
 def test_sr_is_only_judged_where_its_map_is_known():
     """Outside the mask M_gt of sr is unknown: changing what the model says there must not change the loss."""
-    model = build_reward_model(RewardModelConfig(map_stride=16)).eval()
+    model = build_reward_model(RewardModelConfig(map_stride=16, lr_input=False)).eval()
     batch = whole_batch(SAMPLES, range(2))
     nowhere = dataclasses.replace(batch, mask=torch.zeros_like(batch.mask), map=torch.zeros_like(batch.map))
     weights = LossWeights(map_bce=0.0)
