@@ -11,6 +11,7 @@ folds are kept.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from finpercep.predictor import load_predictors
 from finpercep.training.data import Samples, Selected
 from finpercep.training.dataset_evaluation import evaluate_judges
 from finpercep.training.judges import baselines, rung_judges
+from finpercep.training.run_config import claim_config
 from finpercep.training.train import train_ladder
 
 FOLDS: Mapping[str, frozenset[str]] = {
@@ -32,7 +34,7 @@ FOLDS: Mapping[str, frozenset[str]] = {
     "perturbed": frozenset({"perturbed", "random", "periodic"}),
     "regression": frozenset({"regression", "smoothing", "sharpening", "compression", "sampling"}),
 }
-"""Every family of networks and artefacts is in exactly one."""
+"""Every family of artefacts and of packaged networks is in exactly one; people's own checkpoints and outputs are in none."""
 
 
 def without(samples: Any, families: frozenset[str]) -> Samples:
@@ -52,6 +54,7 @@ def run_fold(name: str, data: Path, out: Path, settings: Path | None, steps: tup
     train, validation, test = (read_split(data, split) for split in ("train", "validation", "test"))
     kept = without(train, families)
     config = train_config(settings, {"steps": steps, "seed": seed})
+    claim_config(out / name / "config.toml", {"train": dataclasses.asdict(config), "left_out": sorted(families)})
     for _ in train_ladder(kept, without(validation, families), config, out / name):
         pass
     judges = [*rung_judges(load_predictors(out / name).values()), *baselines()]

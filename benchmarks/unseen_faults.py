@@ -2,8 +2,8 @@
 
     python -m benchmarks.unseen_faults --photos photos/ [--model runs/ladder] [--limit 46] [--sheet sheet.png]
 
-Each fault is made by a library routine that `data_synth` never calls, on whole photos, and swapped into a masked region; M_gt and
-the LR picture (half of them degraded mildly, half blindly) come about as in the dataset. The photos should be ones the model was
+Each fault is made in a way that no artefact of `data_synth` is, on whole photos, and swapped into a masked region; M_gt and the
+LR picture (half of them degraded mildly, half blindly) come about as in the dataset. The photos should be ones the model was
 not trained on. Some faults have a relative among the training families, as any smoothing has; the column says which. Beside the
 rungs, shown the image alone and with its LR picture, stand the two baselines that have learnt nothing.
 """

@@ -58,7 +58,8 @@ class FinPercepMetric(nn.Module):
         loaded = load_predictor(packaged_model_folder() if model is None else Path(model), rung, device)
         self.model, self.as_loss, self.lower_better = loaded.model, as_loss, as_loss
         self.name, self.rung, self.digest = loaded.name, loaded.rung, loaded.digest
-        self._loaded = loaded
+        self._loaded: Predictor | None = loaded
+        self.register_load_state_dict_post_hook(lambda *_: self._forget())
 
     def forward(self, images: Images) -> torch.Tensor:
         """Score a batch, or one picture.
@@ -90,11 +91,14 @@ class FinPercepMetric(nn.Module):
         return self.model.config.map_stride is not None
 
     def _predictor(self) -> Predictor:
-        """Made again when `.to(device)` has moved the model."""
+        """Made again when `.to(device)` has moved the model, or other weights were loaded into it."""
         device = self.model.mean.device
-        if self._loaded.device != device:
+        if self._loaded is None or self._loaded.device != device:
             self._loaded = Predictor(self.model, name=self.name, rung=self.rung, digest=self.digest, device=device)
         return self._loaded
+
+    def _forget(self) -> None:
+        self._loaded = None
 
     def train(self, mode: bool = True) -> FinPercepMetric:  # noqa: ARG002
         """Stays in eval mode inside a module that trains: scores must not depend on the batch."""

@@ -1,10 +1,11 @@
 """Pictures too large for one pass: perceive them tile by tile, score them whole, draw their map band by band.
 
 Memory above the model is one tile's activations, then f_N of the whole picture, then the map itself; never two of them. An LR
-picture costs the picture in float32 once more, when it is brought down.
+picture costs the picture in float32 twice more, while it is brought down.
 
 A tiled result is the untiled one as long as the margin covers what a position of f_N or of the map can see. That holds for the
-convolutional encoders and U-Net decoders of the packaged ladder. A part that looks at the whole image (attention as in a ViT,
+shallow convolutional encoder and the U-Net decoder of the packaged ladder. A deep
+one (ResNet-34, say) sees a little further than the default margin. A part that looks at the whole image (attention as in a ViT,
 squeeze-and-excitation, a decoder that pools globally) sees a tile and its margin only: seams are then small but not zero.
 """
 

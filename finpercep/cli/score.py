@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
-from data_synth.schema.pixels import RGB8, decode_rgb
+from data_synth.schema.pixels import PHOTO_SUFFIXES, RGB8, decode_rgb
 from finpercep.cli.console import progress_bar, warn
 from finpercep.cli.map_files import MapFiles
 from finpercep.errors import ConfigError, FinpercepError, RewardChanged, RewardUnavailable
@@ -115,7 +115,10 @@ def _lr_pictures(images: Sequence[Path], lr: Path) -> dict[Path, Path]:
         if len(images) > 1:
             raise ConfigError(f"--lr must be a folder when there are {len(images)} pictures, got {lr}")
         return {images[0]: lr}
-    by_stem = {path.stem: path for path in sorted(lr.iterdir()) if path.is_file()}
+    by_stem: dict[str, Path] = {}
+    for path in sorted(path for path in lr.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES):
+        if (other := by_stem.setdefault(path.stem, path)) != path:
+            raise ConfigError(f"--lr {lr} must hold one picture of a name, found {other.name} and {path.name}")
     if missing := [str(image) for image in images if image.stem not in by_stem]:
         raise ConfigError(f"--lr {lr} must hold a picture of the same name for each, found none for {', '.join(missing[:3])}")
     return {image: by_stem[image.stem] for image in images}
@@ -148,6 +151,8 @@ def _here(model: Path | None, rung: str | None, device: str, lr_of: Mapping[Path
     if name not in predictors:
         raise ConfigError(f"unknown --rung {name!r}; the ladder has {', '.join(predictors)}")
     predictor = predictors[name]
+    if lr_of and not predictor.takes_lr:
+        raise ConfigError(f"{name} takes no LR picture; leave --lr away, or choose a ladder that was trained with lr_input")
 
     def assess(path: Path, pixels: RGB8) -> Result:
         return predictor.assess(pixels, lr=decode_rgb(lr_of[path]) if path in lr_of else None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from data_synth.schema import read_split
+from data_synth.schema import Row, read_split
 from data_synth.schema.manifest import MANIFEST_NAME
 from finpercep.cli.console import figures_table, progress_bar, say, show
 from finpercep.cli.options import Device
@@ -39,7 +39,7 @@ def train_rm(
     ] = None,
     modulation: Annotated[
         str | None,
-        typer.Option(help="How the map enters the score: literal|complement|residual|statistics; default statistics."),
+        typer.Option(help="How the map enters the score: literal|complement|residual|statistics|readout|attended (default)."),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Triplets a step, of all processes together; default 16.")] = None,
     crop: Annotated[int | None, typer.Option(help="Side of the random crop in px; default 128.")] = None,
@@ -139,7 +139,7 @@ def run_training(
 def open_splits(data: Path, config: TrainConfig) -> tuple[Samples, Samples]:
     """Training and validation samples. Raises `SchemaError` or, where the crop does not fit them, `ConfigError`."""
     train, validation = read_split(data, "train"), read_split(data, "validation")
-    check_crop(train[0].gt.shape[0], config.crop)
+    check_crop(train[0], config.crop)
     return train, validation
 
 
@@ -152,12 +152,17 @@ def parents_of(start: str | None) -> dict[str, Predictor]:
     return load_predictors(packaged_model_folder() if start == "packaged" else Path(start))
 
 
-def check_crop(stored: int, crop: int) -> None:
-    """Require a training crop that the model takes and the samples hold."""
+def check_crop(sample: Row, crop: int) -> None:
+    """Require a training crop that the model takes, the samples hold, and the LR pictures can be cut with."""
     from finpercep.reward_model.model import MIN_SIDE
+    from finpercep.training.data import scale_of
 
-    if not MIN_SIDE <= crop <= stored:
-        raise ConfigError(f"--crop must lie between {MIN_SIDE} and the dataset's sample size {stored}, got {crop}")
+    stored, scale = sample.gt.shape[0], scale_of(sample)
+    if not MIN_SIDE <= crop <= stored or crop % scale:
+        raise ConfigError(
+            f"--crop must lie between {MIN_SIDE} and the dataset's sample size {stored}, and be a multiple of its scale {scale}, "
+            f"got {crop}"
+        )
 
 
 def manifest_digest(data: Path) -> str:

@@ -145,10 +145,28 @@ def with_encoder_statistics(config: RewardModelConfig) -> RewardModelConfig:
 
 
 def inherit_weights(model: FinPercepRM, parent: FinPercepRM) -> int:
-    """Start ``model`` from ``parent``, the rung before: every tensor of the same name and shape is copied. Returns how many."""
+    """Start ``model`` from ``parent``, the rung before: every tensor of the same name and shape is copied.
+
+    A parent without LR input passes on its first kernel all the same; the planes beside RGB begin at 0.
+
+    Returns:
+        How many tensors were copied.
+
+    Raises:
+        ConfigError: the parent has another encoder.
+    """
     theirs = parent.state_dict()
-    shared: dict[str, torch.Tensor] = {
-        name: theirs[name] for name, tensor in model.state_dict().items() if name in theirs and theirs[name].shape == tensor.shape
-    }
+    shared: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        known = theirs.get(name)
+        if known is not None and known.ndim == tensor.ndim == 4 and tensor.shape[1] - known.shape[1] == EVIDENCE_PLANES:
+            known = F.pad(known, (0, 0, 0, 0, 0, EVIDENCE_PLANES))
+        if known is not None and known.shape == tensor.shape:
+            shared[name] = known
+        elif name.startswith("encoder."):
+            raise ConfigError(
+                f"weights of encoder {parent.config.encoder!r} do not fit {model.config.encoder!r} ({name}); start from a ladder "
+                "with the same encoder, or from scratch"
+            )
     model.load_state_dict(shared, strict=False)
     return len(shared)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import Counter
 from typing import cast
 
 import torch
@@ -24,10 +25,9 @@ from finpercep.reward_model.model import FinPercepRM
 def frozen_copy(model: FinPercepRM) -> FinPercepRM:
     """A copy of ``model``, which must be in eval mode, for scores and gradients to the image; not for training or saving.
 
-    Weights that need no change are shared with ``model``.
+    Shares nothing with ``model``.
     """
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return cast("FinPercepRM", _quicker(copy.deepcopy(model, shared)).requires_grad_(False))
+    return cast("FinPercepRM", _quicker(copy.deepcopy(model)).requires_grad_(False))
 
 
 def _quicker(part: nn.Module) -> nn.Module:
@@ -64,9 +64,12 @@ def _graph_of(part: nn.Module) -> fx.Graph | None:
 def _with_norms_folded(part: nn.Module, graph: fx.Graph) -> nn.Module:
     traced = fx.GraphModule(part, graph)
     modules = dict(traced.named_modules())
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     for node in graph.nodes:
         before = node.args[0] if node.op == "call_module" else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        if calls[before.target] > 1 or calls[node.target] > 1:  # a part used at several places stands for all of them
             continue
         convolution, norm = modules[str(before.target)], modules[node.target]
         if type(convolution) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:

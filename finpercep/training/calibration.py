@@ -48,7 +48,8 @@ def fit_calibration(logits: torch.Tensor, targets: torch.Tensor) -> LogitCalibra
         gradient = np.array([float((error * x).mean()) * scale, float(error.mean())])
         return float(F.binary_cross_entropy_with_logits(z, t)), gradient
 
-    found = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=[(-4, 4), (-20, 20)])
+    limits = [(-4, 4), (-20, 20)]
+    found = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=limits, options={"ftol": 1e-14, "gtol": 1e-9})
     return LogitCalibration(float(np.exp(found.x[0])), float(found.x[1]))
 
 

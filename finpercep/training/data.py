@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from data_synth.schema import Row
+from data_synth.schema import Row, SchemaError
 
 Samples = Sequence[Row]
 """The samples of one split (contract 1)."""
@@ -80,7 +80,7 @@ def training_batch(
         seed: see above.
         share: places in the batch, 0 … ``batch_size`` − 1, that are wanted; None: all.
     """
-    positions = [step * batch_size + place for place in share or range(batch_size)]
+    positions = [step * batch_size + place for place in (range(batch_size) if share is None else share)]
     rows = [samples[epoch_index(len(samples), position, seed)] for position in positions]
     rngs = [np.random.default_rng((seed, position)) for position in positions]
     planes = [augment(row, rng, crop) for row, rng in zip(rows, rngs, strict=True)]
@@ -107,6 +107,16 @@ PICTURES = ("gt", "syn", "sr", "lr")
 def _planes(row: Row) -> Planes:
     pictures = {name: getattr(row, name).transpose(2, 0, 1).astype(np.float32) / 255 for name in PICTURES}
     return {**pictures, "mask": row.mask, "map": row.map}
+
+
+def scale_of(row: Row) -> int:
+    """How much larger gt is than lr. Raises `SchemaError` unless it is a whole number, the same both ways."""
+    (height, width), (low_height, low_width) = row.gt.shape[:2], row.lr.shape[:2]
+    scale = height // low_height
+    if (low_height * scale, low_width * scale) != (height, width):
+        where = f"sample {row.index}"
+        raise SchemaError(where, "lr", f"a whole fraction of gt's size, {(height, width)}", (low_height, low_width))
+    return scale
 
 
 @dataclass(frozen=True)
@@ -171,8 +181,7 @@ def draw_tint(rng: np.random.Generator) -> Tint | None:
 
 def augment(row: Row, rng: np.random.Generator, crop: int) -> Planes:
     """Random crop on the LR grid, quarter turns, flips and a tint, the same for every plane of the sample."""
-    planes = _planes(row)
-    scale = row.gt.shape[0] // row.lr.shape[0]
+    planes, scale = _planes(row), scale_of(row)
     augmentation, tint = draw_augmentation(rng, row.map.shape, crop, grid=scale), draw_tint(rng)
     moved = {name: augmentation.apply(plane, scale if name == "lr" else 1) for name, plane in planes.items()}
     return moved if tint is None else {name: tint.apply(moved[name]) if name in PICTURES else moved[name] for name in moved}

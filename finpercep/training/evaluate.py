@@ -75,18 +75,23 @@ def calibrate(model: FinPercepRM, samples: Samples) -> None:
     The score then is the pseudo quality to expect of gt, syn and sr alike, the map the visible difference to expect of syn.
 
     Args:
-        model: a trained rung, uncalibrated.
+        model: a trained rung; a calibration it has is refined.
         samples: at least one.
     """
     seen = predict_split(model, samples)
     scores = np.concatenate([seen.score_gt, seen.score_syn, seen.score_sr])
     known = np.concatenate([np.ones_like(seen.quality_syn), seen.quality_syn, seen.quality_sr])
     score = fit_calibration(_logit(scores), torch.from_numpy(known))
-    model.config = replace(model.config, score_scale=score.scale, score_shift=score.shift)
+    config = model.config
+    model.config = replace(
+        config, score_scale=score.scale * config.score_scale, score_shift=score.scale * config.score_shift + score.shift
+    )
     if seen.map_syn is not None:
         pixels = np.s_[:, ::_PIXEL_STEP, ::_PIXEL_STEP]
         found = fit_calibration(_logit(seen.map_syn[pixels]), torch.from_numpy(seen.target[pixels]))
-        model.config = replace(model.config, map_scale=found.scale, map_shift=found.shift)
+        model.config = replace(
+            model.config, map_scale=found.scale * config.map_scale, map_shift=found.scale * config.map_shift + found.shift
+        )
 
 
 def _logit(probabilities: np.ndarray) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from data_synth.schema import RGB8, Row
-from finpercep.errors import MissingExtraError, WeightsError
+from finpercep.errors import MissingExtraError, RewardError, WeightsError
 from finpercep.training.judges import Judgement
 
 
@@ -47,9 +48,16 @@ class MetricJudge:
 
     @torch.no_grad()
     def score(self, pixels: RGB8) -> float:
-        """Of one uint8 H×W×3 picture; higher is better, whatever the metric's own direction."""
+        """Of one uint8 H×W×3 picture; higher is better, whatever the metric's own direction.
+
+        Raises:
+            RewardError: it is not finite.
+        """
         image = torch.tensor(pixels, device=self.device).permute(2, 0, 1)[None].float() / 255
-        return self._sign * float(self._metric(image))
+        score = self._sign * float(self._metric(image))
+        if not math.isfinite(score):
+            raise RewardError(f"{self.name}: the score of an image of {pixels.shape[1]}x{pixels.shape[0]} px is not finite")
+        return score
 
     def judge(self, rows: Sequence[Row]) -> Judgement:
         """Judge samples, one by one: some metrics depend on the batch."""

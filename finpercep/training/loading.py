@@ -25,7 +25,7 @@ from torch.utils.data import Dataset, IterableDataset
 from data_synth.schema import COLUMNS, Row, SchemaError, Split, read_split
 from data_synth.schema.dataset import decode_row
 from finpercep.errors import ConfigError, MissingExtraError
-from finpercep.training.data import Augmentation, draw_augmentation
+from finpercep.training.data import Augmentation, draw_augmentation, scale_of
 
 Triplet = dict[str, Any]
 """What `triplet` returns."""
@@ -43,21 +43,12 @@ def triplet(row: Row, augmentation: Augmentation) -> Triplet:
     pictures = {name: _image(augmentation.apply(getattr(row, name).transpose(2, 0, 1))) for name in ("gt", "syn", "sr")}
     planes = {name: torch.from_numpy(augmentation.apply(getattr(row, name))) for name in ("mask", "map")}
     qualities = {name: torch.tensor(getattr(row, name)) for name in ("quality_gt", "quality_syn", "quality_sr")}
-    lr = _image(augmentation.apply(row.lr.transpose(2, 0, 1), _scale(row)))
+    lr = _image(augmentation.apply(row.lr.transpose(2, 0, 1), scale_of(row)))
     return {**pictures, "lr": lr, **planes, **qualities, "source_id": row.source_id, "index": row.index}
 
 
 def _image(pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(pixels.astype(np.float32) / 255)
-
-
-def _scale(row: Row) -> int:
-    (height, width), (low_height, low_width) = row.gt.shape[:2], row.lr.shape[:2]
-    scale = height // low_height
-    if (low_height * scale, low_width * scale) != (height, width):
-        where = f"sample {row.index}"
-        raise SchemaError(where, "lr", f"a whole fraction of gt's size, {(height, width)}", (low_height, low_width))
-    return scale
 
 
 class _Augmenting:
@@ -77,7 +68,7 @@ class _Augmenting:
         self._epoch.fill_(epoch)
 
     def _sample(self, row: Row) -> Triplet:
-        scale, (height, width) = _scale(row), row.map.shape
+        scale, (height, width) = scale_of(row), row.map.shape
         crop = self.crop or min(height, width)
         if crop % scale:
             raise ConfigError(f"crop must be a multiple of the dataset's scale, {scale}, got {crop}")

@@ -18,7 +18,7 @@ from finpercep.training.train_config import Precision
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(hours=2)  # the others wait while the main process measures a rung on the whole validation split
+_PATIENCE = timedelta(hours=2)  # the others wait while the main process measures a rung on the validation split
 _MIXED: dict[Precision, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 

@@ -36,7 +36,7 @@ class RungReport:
     Attributes:
         rung: its name.
         digest: of the stored weights.
-        quality: their figures on the whole validation split; None when that is empty.
+        quality: their figures on up to 400 validation samples; None when there is none.
         step: the step after which the average was what is stored; None where that is not known.
         steps: how many were done.
     """

@@ -28,7 +28,7 @@ class TrainConfig:
             too (`averaging`); 0 stores the last weights themselves.
         precision: of the convolutions: fp32, bf16 (CPU and GPU), or fp16 with a scaled loss (GPU only). Weights are float32.
         validate_every: steps between looks at the validation split; the last step has one too.
-        validate_samples: samples of a look, spread evenly over the split. The finished rung is measured on the whole split.
+        validate_samples: samples of a look, spread evenly over the split. The finished rung is measured on up to 400.
         patience: a rung ends after this many steps without a better validation figure (`selection`); 0: it never does.
         loss: weights and margins.
         pretrained_encoder: start RM_0's encoder from timm's weights (may need a download), or from a file of them.

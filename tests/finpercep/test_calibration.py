@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finpercep.reward_model.build import build_reward_model
@@ -15,6 +15,7 @@ from finpercep.training.evaluate import calibrate, predict_split
 from tests.finpercep.test_training import SAMPLES
 
 
+@settings(deadline=None)
 @given(scale=st.floats(0.1, 8.0), shift=st.floats(-3.0, 3.0))
 def test_a_known_distortion_is_found(scale, shift):
     """Targets are sigmoid(scale · logit + shift): cross-entropy is least exactly there."""
@@ -64,3 +65,15 @@ def test_a_rung_is_calibrated_on_samples():
         reliability(before.map_syn, before.target)
     )
     assert (np.argsort(after.score_syn) == np.argsort(before.score_syn)).all()
+
+
+@torch.no_grad()
+def test_calibrating_again_changes_nothing():
+    """The fit refines what is there: a model that is calibrated stays as it is."""
+    torch.manual_seed(0)
+    model = build_reward_model(RewardModelConfig(map_stride=16, score_scale=3.0, map_shift=-1.0)).eval()
+    calibrate(model, SAMPLES)
+    once = predict_split(model, SAMPLES)
+    calibrate(model, SAMPLES)
+    again = predict_split(model, SAMPLES)
+    assert np.allclose(again.score_syn, once.score_syn, atol=1e-3) and np.allclose(again.map_syn, once.map_syn, atol=1e-3)

@@ -16,7 +16,7 @@ from finpercep.metric import FinPercepAccumulator, FinPercepMetric
 from finpercep.predictor import load_predictors
 from tests.fakes import photo
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "reward_model.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 @pytest.fixture
@@ -120,12 +120,26 @@ def test_processes_of_a_group_agree_on_the_mean(metric, small_ladder, tmp_path):
         assert result["score"] == pytest.approx((expected, expected), abs=1e-6)
 
 
-def test_the_documented_examples_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("page", "least"), [("reward_model.md", 5), ("training.md", 1)])
+def test_the_documented_examples_run(page, least, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(photo(96, 120)).save("photo.png")
-    text = DOCS.read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    assert len(blocks) >= 5
+    Image.fromarray(photo(24, 30)).save("photo.lr.png")
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
+    assert len(blocks) >= least
     for block in blocks:
-        exec(compile(block, str(DOCS), "exec"), {"images": batch(2)})
-    assert f"opset {OPSET}" in text
+        exec(compile(block, page, "exec"), {"images": batch(2)})
+
+
+def test_the_documented_operator_set_is_the_exports():
+    assert f"opset {OPSET}" in (DOCS / "reward_model.md").read_text()
+
+
+def test_weights_loaded_into_it_are_used(metric):
+    """As when the state of a module that holds it is restored."""
+    images = batch(2)
+    before = metric(images)
+    metric.load_state_dict({name: tensor * 0.9 for name, tensor in metric.state_dict().items()})
+    with torch.no_grad():
+        expected = metric.model(images).score
+    assert torch.allclose(metric(images), expected, atol=1e-5) and not torch.allclose(before, expected, atol=1e-5)

@@ -42,7 +42,7 @@ def test_the_cards_figures_are_the_measured_ones():
     card = (folder / "README.md").read_text()
     for means in json.loads((folder / "evaluation.json").read_text())["means"].values():
         for name, value in means.items():
-            assert f"{value:.2f}" if name == "psnr" else f"{value:.4f}" in card
+            assert (f"{value:.2f}" if name == "psnr" else f"{value:.4f}") in card
 
 
 SIDE = 192

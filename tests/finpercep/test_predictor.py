@@ -42,13 +42,13 @@ def test_rung_zero_has_no_map(small_ladder):
 def test_large_pictures_go_through_in_tiles(finest, monkeypatch):
     monkeypatch.setattr(predictor_module, "UNTILED_PIXELS", 100 * 100)
     pixels = picture(200, 220)
-    monkeypatch.setattr(finest, "_untiled", lambda _: pytest.fail("not tiled"))
+    monkeypatch.setattr(finest, "_untiled", lambda *_: pytest.fail("not tiled"))
     assert finest.assess(pixels).map.shape == (200, 220)
 
 
 def test_a_score_that_is_not_finite_is_an_error(small_ladder):
     broken = load_predictors(small_ladder)["RM_1"]
-    torch.nn.init.constant_(broken.model.score_head.mlp[0].bias, float("nan"))
+    torch.nn.init.constant_(broken.network.score_head.mlp[0].bias, float("nan"))
     with pytest.raises(RewardError, match="not finite"):
         broken.assess(picture(40, 40))
 

@@ -266,6 +266,20 @@ def test_a_rung_starts_from_the_one_before():
     assert torch.equal(fine.score_head.mlp[0].weight, coarse.score_head.mlp[0].weight)
 
 
+@torch.no_grad()
+def test_a_rung_starts_from_one_without_lr_input():
+    """The kernels for RGB are its own, those for the LR picture say nothing yet: blind or shown, the map is the parent's."""
+    parent, model = build(lr_input=False), build(modulation="statistics")
+    inherit_weights(model, parent)
+    images, lr = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 16, 16)
+    assert torch.allclose(model(images, lr).map, parent(images).map, atol=1e-5)
+
+
+def test_another_encoder_is_no_start():
+    with pytest.raises(ConfigError, match="weights of encoder 'tu-resnet18' do not fit 'tu-resnet10t'"):
+        inherit_weights(build(), build(encoder="tu-resnet18"))
+
+
 def test_the_ladder_begins_without_a_map_and_gets_finer():
     rungs = LadderConfig(map_strides=(16, 4, 1)).rungs()
     assert [(name, config.map_stride) for name, config in rungs] == [("RM_0", None), ("RM_1", 16), ("RM_2", 4), ("RM_3", 1)]

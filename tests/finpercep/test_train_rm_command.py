@@ -114,6 +114,13 @@ def test_a_dry_run_says_everything_and_writes_nothing(data, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("crop", [28, 50, 68])
+def test_a_crop_that_does_not_fit_is_refused(data, tmp_path, crop):
+    """Below what the model takes, off the LR grid, larger than the samples."""
+    result = CliRunner().invoke(app, [*arguments(data, tmp_path / "out"), "--crop", str(crop)])
+    assert result.exit_code != 0 and "multiple of its scale 4" in f"{result.output}{result.exception}"
+
+
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     file = tmp_path / "rm.toml"
     file.write_text("lr = 0.5\nbatch_size = 3\nsteps = [1, 2]\n[ladder]\nmap_strides = [8]\n[loss]\nrank = 7.0\n")
