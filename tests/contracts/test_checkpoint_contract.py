@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,6 +95,17 @@ def test_version_1_reads_as_the_same_model(tmp_path):
     write_checkpoint(tmp_path, after.model, after.state)
     assert read_checkpoint(tmp_path).digest == before.digest
     assert FinPercepRM.load(tmp_path).digest == before.digest
+
+
+@torch.no_grad()
+def test_a_rung_that_version_1_wrote_scores_as_it_did():
+    """The file is of the release that wrote version 1, and so are the numbers."""
+    rung = FinPercepRM.load(Path(__file__).parent / "rung_v1")
+    assert rung.digest == "sha256:202bdc41779ad6974b4b7165cdf28f11a34dd44fc98ec18736be9c8263c6f3b3"
+    assert not rung.config.lr_input and rung.config.decoder == "unet"
+    output = rung(torch.linspace(0, 1, 3 * 40 * 56).view(1, 3, 40, 56).sin().abs())
+    assert output.score.item() == pytest.approx(0.0445004, abs=1e-6)
+    assert output.map.mean().item() == pytest.approx(0.4854194, abs=1e-6)
 
 
 def test_a_setting_that_version_1_lacked_is_in_the_digest_once_used():
