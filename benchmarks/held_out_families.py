@@ -1,6 +1,6 @@
 """Does the reward model see faults of families and SR networks that it was never trained on?
 
-    python -m benchmarks.held_out_families --data runs/data --out runs/folds [--steps 500,1300,3600] [--fold gan …]
+    python -m benchmarks.held_out_families --data runs/data --out runs/folds [--steps 500,1300,2800] [--fold gan …]
 
 Leave one group of families out, train a ladder from scratch on what is left, and measure it on test photos (held out as well)
 whose faults are all of that group; then the next group. The dataset is one of `finpercep synth`. Beside the rungs, shown the
@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="dataset of `finpercep synth`")
     parser.add_argument("--out", type=Path, required=True, help="folder for the folds' ladders")
-    parser.add_argument("--config", type=Path, default=Path("configs/rm-packaged.toml"), help="settings of `finpercep train-rm`")
+    parser.add_argument("--config", type=Path, default=Path("configs/rm-cpu.toml"), help="settings of `finpercep train-rm`")
     parser.add_argument("--steps", help="steps of each rung; default the settings'")
     parser.add_argument("--fold", action="append", choices=list(FOLDS), help="only this one; repeatable")
     parser.add_argument("--seed", type=int, default=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,7 +53,8 @@ def train_rm(
         int | None, typer.Option(help="End a rung after so many steps without a better figure; 0: never; default 0.")
     ] = None,
     start: Annotated[
-        str | None, typer.Option(help="Ladder to start from: a folder, or 'packaged'. Default: from scratch.")
+        str | None,
+        typer.Option(help="Ladder to start from, its architecture included: a folder, or 'packaged'. Default: from scratch."),
     ] = None,
     pretrained_encoder: Annotated[
         bool | None, typer.Option("--pretrained-encoder", help="Start the encoder from timm's weights (may download).")
@@ -121,6 +122,7 @@ def run_training(
     accelerator = make_accelerator(device, config.precision)
     train, validation = open_splits(data, config)
     parents = parents_of(start)
+    config = started_from(parents, config)
     described = {
         "data": str(data),
         "data_digest": manifest_digest(data),
@@ -150,6 +152,16 @@ def parents_of(start: str | None) -> dict[str, Predictor]:
     if start is None:
         return {}
     return load_predictors(packaged_model_folder() if start == "packaged" else Path(start))
+
+
+def started_from(parents: Mapping[str, Predictor], config: TrainConfig) -> TrainConfig:
+    """``config`` with the architecture of the ladder that is started from, whatever it says itself; calibration begins anew."""
+    if not parents:
+        return config
+    finest = list(parents.values())[-1].model.config
+    neutral = {"score_scale": 1.0, "score_shift": 0.0, "map_scale": 1.0, "map_shift": 0.0}
+    base = dataclasses.replace(finest, map_stride=None, **neutral)
+    return dataclasses.replace(config, ladder=dataclasses.replace(config.ladder, base=base))
 
 
 def check_crop(sample: Row, crop: int) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finpercep.cli.console import figures_table, say, show
-from finpercep.cli.train_rm import open_splits, parents_of
+from finpercep.cli.train_rm import open_splits, parents_of, started_from
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,7 @@ def show_rehearsal(data: Path, config: TrainConfig, *, start: str | None, device
     accelerator = make_accelerator(device, config.precision)
     train, validation = open_splits(data, config)
     parents = parents_of(start)
+    config = started_from(parents, config)
     if accelerator.is_main_process:
         say("trying the finest rung …")
     found = rehearse(train, config, accelerator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -121,8 +122,9 @@ def test_processes_of_a_group_agree_on_the_mean(metric, small_ladder, tmp_path):
 
 
 @pytest.mark.parametrize(("page", "least"), [("reward_model.md", 5), ("training.md", 1)])
-def test_the_documented_examples_run(page, least, tmp_path, monkeypatch):
+def test_the_documented_examples_run(page, least, small_ladder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(small_ladder, "runs/ladder")
     Image.fromarray(photo(96, 120)).save("photo.png")
     Image.fromarray(photo(24, 30)).save("photo.lr.png")
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)

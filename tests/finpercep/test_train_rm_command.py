@@ -25,6 +25,7 @@ from finpercep.cli import app
 from finpercep.cli.train_rm_config import train_config
 from finpercep.cli.train_rm_rehearsal import duration
 from finpercep.errors import ConfigError
+from finpercep.predictor import load_predictors, packaged_model_folder
 from finpercep.report.runs import report_of_run
 from finpercep.training.metrics_log import read_metrics
 from finpercep.training.reports import StepReport
@@ -112,6 +113,22 @@ def test_a_dry_run_says_everything_and_writes_nothing(data, tmp_path):
     ):
         assert part in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ladder_that_is_started_from_brings_its_architecture(data, tmp_path):
+    """The packaged one has other channels, another head and no LR input than today's defaults: all of it is taken over."""
+    few = ["--steps", "1,1,1", "--lr", "0", "--ema", "0", "--start", "packaged"]
+    result = CliRunner().invoke(app, [*arguments(data, tmp_path / "out"), *few], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for ours, theirs in zip(
+        load_predictors(tmp_path / "out").values(), load_predictors(packaged_model_folder()).values(), strict=True
+    ):
+        weights, expected = ours.model.state_dict(), theirs.model.state_dict()
+        assert all(
+            torch.equal(weights[name], expected[name]) for name in expected if "running" not in name and "num_batches" not in name
+        )
+    assert ours.score(images).map.shape == (1, 64, 64)
 
 
 @pytest.mark.parametrize("crop", [28, 50, 68])
