@@ -159,8 +159,7 @@ def started_from(parents: Mapping[str, Predictor], config: TrainConfig) -> Train
     if not parents:
         return config
     finest = list(parents.values())[-1].model.config
-    neutral = {"score_scale": 1.0, "score_shift": 0.0, "map_scale": 1.0, "map_shift": 0.0}
-    base = dataclasses.replace(finest, map_stride=None, **neutral)
+    base = dataclasses.replace(finest, map_stride=None, score_scale=1.0, score_shift=0.0, map_scale=1.0, map_shift=0.0)
     return dataclasses.replace(config, ladder=dataclasses.replace(config.ladder, base=base))
 
 
