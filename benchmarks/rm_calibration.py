@@ -24,6 +24,7 @@ from finpercep.reward_model.config import RewardModelConfig
 from finpercep.reward_model.model import FinPercepRM
 from finpercep.training.baselines import laplacian_energy_map
 from finpercep.training.calibration import ReliabilityBin, calibration_error, reliability
+from finpercep.training.data import spread
 from finpercep.training.evaluate import Predictions, predict_split
 
 TEXTURES = ("smooth", "middling", "textured")
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="write the curves of the finest rung as a picture")
     arguments = parser.parse_args()
     split = read_split(arguments.data, arguments.split)
-    rows = [split[int(i)] for i in np.unique(np.linspace(0, len(split) - 1, min(arguments.limit, len(split))).astype(int))]
+    rows = list(spread(split, arguments.limit))
     texture = textures(rows)
     figures: dict[str, Any] = {}
     table = []

@@ -37,6 +37,12 @@ class Selected(Sequence[Row]):
         return self.samples[self.indexes[index]]
 
 
+def spread(samples: Samples, count: int) -> Selected:
+    """At most ``count`` samples, evenly spread over the split."""
+    chosen = min(count, len(samples))
+    return Selected(samples, [place * len(samples) // chosen for place in range(chosen)])
+
+
 @dataclass(frozen=True)
 class TripletBatch:
     """N samples on the device.

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from finpercep.errors import TrainingError
 from finpercep.reward_model.model import FinPercepRM
 from finpercep.training.averaging import WeightAverage
-from finpercep.training.data import Samples, TripletBatch, training_batch
+from finpercep.training.data import Samples, TripletBatch, spread, training_batch
 from finpercep.training.evaluate import evaluate_rung
 from finpercep.training.learning_rate import warmup_cosine
 from finpercep.training.objective import triplet_losses
@@ -30,7 +30,7 @@ from finpercep.training.prefetch import prefetched
 from finpercep.training.processes import on_main_process, prepare_for_processes, share_of_batch
 from finpercep.training.reports import StepReport
 from finpercep.training.run_state import load_run_state, save_run_state
-from finpercep.training.selection import Selection, SpreadSamples, Validation, Weights
+from finpercep.training.selection import Selection, Validation, Weights
 from finpercep.training.train_config import TrainConfig
 
 
@@ -74,7 +74,7 @@ class RungTrainer:
         self._resume(state_path)
         if self._is_done():
             return
-        looks = SpreadSamples(validation, self.config.validate_samples)
+        looks = spread(validation, self.config.validate_samples)
         with closing(prefetched(self._draw, range(self.step, self.steps), threads)) as batches:
             for batch in batches:
                 losses, lr, norm = self.update(batch)

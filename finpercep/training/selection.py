@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, overload
+from typing import Any
 
 import torch
 
-from data_synth.schema import Row
-from finpercep.training.data import Samples
 from finpercep.training.evaluate import RungQuality
 
 Weights = dict[str, torch.Tensor]
@@ -74,24 +71,3 @@ class Selection:
     def state(self) -> dict[str, Any]:
         """Plain values and tensors, for a run state; ``Selection(**state)`` brings it back."""
         return dict(vars(self))
-
-
-class SpreadSamples(Sequence[Row]):
-    """At most ``count`` samples of a split, evenly spread over it."""
-
-    def __init__(self, samples: Samples, count: int) -> None:
-        self.samples, self._length = samples, min(count, len(samples))
-
-    def __len__(self) -> int:
-        return self._length
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self.samples[range(self._length)[index] * len(self.samples) // self._length]

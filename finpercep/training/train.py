@@ -21,12 +21,11 @@ from finpercep.checkpoint import LadderRung, write_checkpoint, write_ladder
 from finpercep.errors import TrainingError
 from finpercep.reward_model.build import build_reward_model, inherit_weights
 from finpercep.reward_model.model import FinPercepRM
-from finpercep.training.data import Samples
+from finpercep.training.data import Samples, spread
 from finpercep.training.evaluate import RungQuality, calibrate, evaluate_rung
 from finpercep.training.processes import make_accelerator, on_main_process, share_of_batch
 from finpercep.training.reports import RungReport, StepReport
 from finpercep.training.rung import RungTrainer
-from finpercep.training.selection import SpreadSamples
 from finpercep.training.train_config import TrainConfig
 
 __all__ = ["RungReport", "StepReport", "TrainConfig", "train_ladder"]
@@ -82,7 +81,7 @@ def train_ladder(
             trainer = RungTrainer(model, anchor, train, config, position, accelerator)
             yield from trainer.run(validation, out / STATE_NAME, threads=threads)
             if accelerator.is_main_process:
-                _store(folder, trainer, SpreadSamples(validation, REPORTED_SAMPLES))
+                _store(folder, trainer, spread(validation, REPORTED_SAMPLES))
             accelerator.free_memory()
             accelerator.wait_for_everyone()
         previous = FinPercepRM.load(folder).to(accelerator.device)  # go on from what was stored
@@ -125,7 +124,7 @@ def _report(rung: str, folder: Path, model: FinPercepRM, validation: Samples) ->
     path = folder / TRAINING_NAME
     record = json.loads(path.read_text()) if path.exists() else {}  # rungs of earlier versions have none
     if record.get("digest") != model.digest:
-        measured = SpreadSamples(validation, REPORTED_SAMPLES)
+        measured = spread(validation, REPORTED_SAMPLES)
         record["digest"] = model.digest
         record["quality"] = evaluate_rung(model, measured).to_json() if len(measured) else None
         write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from finpercep.training.data import spread
 from finpercep.training.evaluate import RungQuality
 from finpercep.training.metrics import MapQuality, RankingQuality
-from finpercep.training.selection import Selection, SpreadSamples, validation_figure
+from finpercep.training.selection import Selection, validation_figure
 
 
 def quality(triplet, paired=None, has_map=True):
@@ -61,7 +62,7 @@ def test_its_state_brings_it_back():
 
 
 def test_samples_are_spread_over_the_split():
-    assert list(SpreadSamples(range(10), 4)) == [0, 2, 5, 7]
-    assert list(SpreadSamples(range(3), 64)) == [0, 1, 2]
-    assert SpreadSamples(range(10), 4)[1:3] == [2, 5]
-    assert len(SpreadSamples([], 4)) == 0
+    assert list(spread(range(10), 4)) == [0, 2, 5, 7]
+    assert list(spread(range(3), 64)) == [0, 1, 2]
+    assert spread(range(10), 4)[1:3] == [2, 5]
+    assert len(spread([], 4)) == 0
