@@ -39,7 +39,7 @@ def train_rm(
     ] = None,
     modulation: Annotated[
         str | None,
-        typer.Option(help="How the map enters the score: literal|complement|residual|statistics|readout|attended (default)."),
+        typer.Option(help="How the map enters the score: literal|complement|residual (default)|statistics|readout|attended."),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Triplets a step, of all processes together; default 16.")] = None,
     crop: Annotated[int | None, typer.Option(help="Side of the random crop in px; default 128.")] = None,

@@ -54,7 +54,7 @@ class RewardModelConfig:
     map_stride: int | None = None
     decoder: Decoder = "unet"
     decoder_channels: tuple[int, ...] = (64, 48, 24, 12)
-    modulation: Modulation = "attended"
+    modulation: Modulation = "residual"
     map_pooling: Pooling = "area"
     head_hidden: int = 64
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
