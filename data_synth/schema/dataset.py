@@ -171,7 +171,8 @@ class Samples(Sequence[Row]):
         file = int(np.searchsorted(self._starts, index, side="right")) - 1
         path, within = self.files[file][0], index - int(self._starts[file])
         group, offset = divmod(within, _ROWS_A_GROUP)
-        return decode_row(_read_group(path, group)[offset], f"{path}, row {within}")
+        (record,) = _read_group(path, group, only=offset)
+        return decode_row(record, f"{path}, row {within}")
 
     def recipes(self) -> list[str]:
         """The recipe of every row, in order; no picture is read."""
@@ -208,13 +209,14 @@ def read_split(folder: Path, split: Split) -> Samples:
     return Samples(files)
 
 
-def _read_group(path: Path, group: int) -> list[dict[str, Any]]:
+def _read_group(path: Path, group: int, only: int | None = None) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
-            records: list[dict[str, Any]] = file.read_row_group(group, columns=list(COLUMNS), use_threads=False).to_pylist()
+        with pq.ParquetFile(path, memory_map=True) as file:
+            table = file.read_row_group(group, columns=list(COLUMNS), use_threads=False)
+            records: list[dict[str, Any]] = (table if only is None else table.slice(only, 1)).to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise SchemaError(str(path), f"row group {group}", "readable Parquet data", f"damaged file ({error})") from error
     return records

@@ -142,13 +142,18 @@ def train(folder: Path, scale: DemoScale, scratch: bool, seed: int) -> None:
     """Train the ladder into ``folder/ladder``, unless it is already there."""
     import torch
 
-    from finpercep.cli.train_rm import run_training
-    from finpercep.training.train import TrainConfig
+    from finpercep.cli.train_rm import architecture_of, parents_of, run_training
+    from finpercep.cli.train_rm_config import train_config
 
-    steps = scale.scratch_steps if scratch else scale.rung_steps
-    config = TrainConfig(steps=steps, batch_size=scale.batch_size, lr=1e-3 if scratch else scale.lr, seed=seed)
-    start = None if scratch else "packaged"
-    run_training(folder / "data", folder / "ladder", config, start=start, device=torch.device("cpu"))
+    parents = parents_of(None if scratch else "packaged")
+    flags = {
+        "steps": scale.scratch_steps if scratch else scale.rung_steps,
+        "batch_size": scale.batch_size,
+        "lr": 1e-3 if scratch else scale.lr,
+        "seed": seed,
+    }
+    config = train_config(None, flags, architecture_of(parents))
+    run_training(folder / "data", folder / "ladder", config, parents, device=torch.device("cpu"))
 
 
 def finetune(client: RewardClient, split: PhotoSplit, folder: Path, scale: DemoScale, seed: int) -> None:

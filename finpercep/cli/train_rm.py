@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from finpercep.predictor import Predictor
+    from finpercep.reward_model.config import RewardModelConfig
     from finpercep.training.data import Samples
     from finpercep.training.train import RungReport, StepReport, TrainConfig
 
@@ -54,7 +55,9 @@ def train_rm(
     ] = None,
     start: Annotated[
         str | None,
-        typer.Option(help="Ladder to start from, its architecture included: a folder, or 'packaged'. Default: from scratch."),
+        typer.Option(
+            help="Ladder to start from, a folder or 'packaged', built as there unless set otherwise. Default: from scratch."
+        ),
     ] = None,
     pretrained_encoder: Annotated[
         bool | None, typer.Option("--pretrained-encoder", help="Start the encoder from timm's weights (may download).")
@@ -97,20 +100,35 @@ def train_rm(
         "save_every": save_every,
         "seed": seed,
     }
-    settings, where = train_config(config, flags), resolve_device(device)
+    parents = parents_of(start)
+    settings, where = train_config(config, flags, architecture_of(parents)), resolve_device(device)
     if dry_run:
         from finpercep.cli.train_rm_rehearsal import show_rehearsal
 
-        show_rehearsal(data, settings, start=start, device=where, threads=workers)
+        show_rehearsal(data, settings, parents, device=where, threads=workers)
         return
-    for rung in run_training(data, out, settings, start=start, device=where, threads=workers):
+    for rung in run_training(data, out, settings, parents, device=where, threads=workers):
         show(figures_table(f"{rung.rung} on validation photos", quality_rows(rung)))
 
 
 def run_training(
-    data: Path, out: Path, config: TrainConfig, *, start: str | None, device: torch.device, threads: int = LOADER_THREADS
+    data: Path,
+    out: Path,
+    config: TrainConfig,
+    parents: Mapping[str, Predictor],
+    *,
+    device: torch.device,
+    threads: int = LOADER_THREADS,
 ) -> list[RungReport]:
     """Train with a progress bar; every step and rung goes into the run's record too (`run_log`).
+
+    Args:
+        data: the dataset.
+        out: becomes the ladder.
+        config: settings.
+        parents: rungs to start from, by name; none from scratch (`parents_of`).
+        device: to train on.
+        threads: draw batches.
 
     Returns:
         All rungs; none where this process is not the main one of several.
@@ -121,8 +139,6 @@ def run_training(
 
     accelerator = make_accelerator(device, config.precision)
     train, validation = open_splits(data, config)
-    parents = parents_of(start)
-    config = started_from(parents, config)
     described = {
         "data": str(data),
         "data_digest": manifest_digest(data),
@@ -154,13 +170,9 @@ def parents_of(start: str | None) -> dict[str, Predictor]:
     return load_predictors(packaged_model_folder() if start == "packaged" else Path(start))
 
 
-def started_from(parents: Mapping[str, Predictor], config: TrainConfig) -> TrainConfig:
-    """``config`` with the architecture of the ladder that is started from, whatever it says itself; calibration begins anew."""
-    if not parents:
-        return config
-    finest = list(parents.values())[-1].model.config
-    base = dataclasses.replace(finest, map_stride=None, score_scale=1.0, score_shift=0.0, map_scale=1.0, map_shift=0.0)
-    return dataclasses.replace(config, ladder=dataclasses.replace(config.ladder, base=base))
+def architecture_of(parents: Mapping[str, Predictor]) -> RewardModelConfig | None:
+    """That of the finest of ``parents``."""
+    return list(parents.values())[-1].model.config if parents else None
 
 
 def check_crop(sample: Row, crop: int) -> None:

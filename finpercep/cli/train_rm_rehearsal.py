@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finpercep.cli.console import figures_table, say, show
-from finpercep.cli.train_rm import open_splits, parents_of, started_from
+from finpercep.cli.train_rm import open_splits
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
+    from finpercep.predictor import Predictor
     from finpercep.training.data import Samples
     from finpercep.training.rehearsal import Rehearsal
     from finpercep.training.train import TrainConfig
 
 
-def show_rehearsal(data: Path, config: TrainConfig, *, start: str | None, device: torch.device, threads: int) -> None:
+def show_rehearsal(
+    data: Path, config: TrainConfig, parents: Mapping[str, Predictor], *, device: torch.device, threads: int
+) -> None:
     """Resolve everything, try two optimiser steps of the finest rung, and print what there is to know. Writes nothing."""
     from finpercep.training.processes import make_accelerator
     from finpercep.training.rehearsal import rehearse
 
     accelerator = make_accelerator(device, config.precision)
     train, validation = open_splits(data, config)
-    parents = parents_of(start)
-    config = started_from(parents, config)
     if accelerator.is_main_process:
         say("trying the finest rung …")
     found = rehearse(train, config, accelerator)

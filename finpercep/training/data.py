@@ -67,12 +67,15 @@ class TripletBatch:
     quality_sr: torch.Tensor
 
 
-LR_KNOWN_SHARE = 0.5
-"""Of the training samples, those whose LR picture may be seen, so that one model serves with and without."""
-
-
 def training_batch(
-    samples: Samples, step: int, *, batch_size: int, crop: int, seed: int, share: range | None = None
+    samples: Samples,
+    step: int,
+    *,
+    batch_size: int,
+    crop: int,
+    seed: int,
+    lr_known: float = 0.5,
+    share: range | None = None,
 ) -> TripletBatch:
     """The batch of a step, decided by (seed, step) alone: every epoch visits each sample once, in its own order.
 
@@ -84,13 +87,14 @@ def training_batch(
         batch_size: samples a batch.
         crop: side in px of the random crop, a multiple of the dataset's scale and no larger than the stored images.
         seed: see above.
+        lr_known: share of the samples whose LR picture may be seen, so that one model serves with and without.
         share: places in the batch, 0 … ``batch_size`` − 1, that are wanted; None: all.
     """
     positions = [step * batch_size + place for place in (range(batch_size) if share is None else share)]
     rows = [samples[epoch_index(len(samples), position, seed)] for position in positions]
     rngs = [np.random.default_rng((seed, position)) for position in positions]
     planes = [augment(row, rng, crop) for row, rng in zip(rows, rngs, strict=True)]
-    return _stack(planes, rows, lr_known=np.array([rng.uniform() < LR_KNOWN_SHARE for rng in rngs]))
+    return _stack(planes, rows, lr_known=np.array([rng.uniform() < lr_known for rng in rngs]))
 
 
 def epoch_index(length: int, position: int, seed: int) -> int:

@@ -110,7 +110,13 @@ class RungTrainer:
         """This process's share of the batch of a 0-based step."""
         config = self.config
         return training_batch(
-            self.train, step, batch_size=config.batch_size, crop=config.crop, seed=config.seed, share=self.share
+            self.train,
+            step,
+            batch_size=config.batch_size,
+            crop=config.crop,
+            seed=config.seed,
+            lr_known=config.lr_known,
+            share=self.share,
         )
 
     def _draw(self, step: int) -> TripletBatch:

@@ -21,6 +21,7 @@ class TrainConfig:
         steps: optimiser steps for each rung, RM_0 first; fewer where ``patience`` runs out.
         batch_size: triplets a step, of all processes together; each takes an equal share.
         crop: side of the random crop in px.
+        lr_known: share of the samples whose LR picture a model with LR input may see; the others teach it to do without.
         lr: peak learning rate of AdamW (warm-up over 5 % of a rung's steps, then cosine to a hundredth).
         weight_decay: AdamW's.
         clip: largest norm of the gradient; a longer one is scaled down to it.
@@ -41,6 +42,7 @@ class TrainConfig:
     steps: tuple[int, ...] = (300, 300, 600)
     batch_size: int = 16
     crop: int = 128
+    lr_known: float = 0.5
     lr: float = 1e-3
     weight_decay: float = 1e-2
     clip: float = 1.0
@@ -66,6 +68,8 @@ class TrainConfig:
             raise ConfigError(f"precision must be one of {get_args(Precision)}, got {self.precision!r}")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema must lie in [0, 1), got {self.ema}")
+        if not 0 <= self.lr_known <= 1:
+            raise ConfigError(f"lr_known must lie in [0, 1], got {self.lr_known}")
         if not self.clip > 0:
             raise ConfigError(f"clip must be positive, got {self.clip}")
         for name in ("patience", "seed"):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from finpercep.cli.train_rm_rehearsal import duration
 from finpercep.errors import ConfigError
 from finpercep.predictor import load_predictors, packaged_model_folder
 from finpercep.report.runs import report_of_run
+from finpercep.reward_model.config import RewardModelConfig
 from finpercep.training.metrics_log import read_metrics
 from finpercep.training.reports import StepReport
 from finpercep.training.run_log import RunLog
@@ -116,7 +118,7 @@ def test_a_dry_run_says_everything_and_writes_nothing(data, tmp_path):
 
 
 def test_a_ladder_that_is_started_from_brings_its_architecture(data, tmp_path):
-    """The packaged one has other channels, another head and no LR input than today's defaults: all of it is taken over."""
+    """The packaged one has other channels than the defaults."""
     few = ["--steps", "1,1,1", "--lr", "0", "--ema", "0", "--start", "packaged"]
     result = CliRunner().invoke(app, [*arguments(data, tmp_path / "out"), *few], catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -129,6 +131,15 @@ def test_a_ladder_that_is_started_from_brings_its_architecture(data, tmp_path):
             torch.equal(weights[name], expected[name]) for name in expected if "running" not in name and "num_batches" not in name
         )
     assert ours.score(images).map.shape == (1, 64, 64)
+
+
+def test_what_is_set_wins_over_the_architecture_of_the_ladder_that_is_started_from(tmp_path):
+    file = tmp_path / "rm.toml"
+    file.write_text('[ladder.base]\nmodulation = "literal"\n')
+    parent = RewardModelConfig(map_stride=4, decoder_channels=(9, 7), modulation="readout", mean=(0.1, 0.2, 0.3), map_shift=2.0)
+    config = train_config(file, {"ladder.base.encoder": "tu-resnet18"}, parent)
+    expected = replace(parent, encoder="tu-resnet18", modulation="literal", map_stride=None, map_shift=0.0)
+    assert config.ladder.base == expected
 
 
 @pytest.mark.parametrize("crop", [28, 50, 68])
