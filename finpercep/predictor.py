@@ -68,6 +68,7 @@ class Predictor:
         tile: side of a large picture's tiles, in px, without their margin.
         margin: px around a tile that are looked at too. Results are those of the untiled picture where the margin covers what the
             model's positions see; see `finpercep.tiling` for models that look at the whole image.
+        untiled: most pixels of a picture that goes through whole.
     """
 
     min_side = MIN_SIDE
@@ -82,13 +83,14 @@ class Predictor:
         device: torch.device | str = "cpu",
         tile: int = TILE,
         margin: int = TILE_MARGIN,
+        untiled: int = UNTILED_PIXELS,
     ) -> None:
         if tile <= 0 or tile % model.config.deep_stride or margin < 0 or margin % model.config.deep_stride:
             raise ConfigError(f"tile and margin must be multiples of {model.config.deep_stride} px, got {tile} and {margin}")
         self.model = model.eval().requires_grad_(False).to(device)
         self.network = frozen_copy(self.model)
         self.name, self.rung, self.digest, self.device = name, rung, digest, torch.device(device)
-        self.tile, self.margin = tile, margin
+        self.tile, self.margin, self.untiled = tile, margin, untiled
 
     @property
     def has_map(self) -> bool:
@@ -112,8 +114,23 @@ class Predictor:
         return ScoreBatch(output.score, output.map)
 
     @torch.no_grad()
+    def score_one(self, image: torch.Tensor, lr: torch.Tensor | None = None) -> ScoreBatch:
+        """Score one image, without gradients; one of more than about a megapixel goes through in tiles.
+
+        Args:
+            image: (3, H, W), uint8 or floats in [0, 1], anywhere; sides at least 32 px.
+            lr: (3, h, w) the same, where it is known and the rung `takes_lr`.
+
+        Returns:
+            Score (1,) and map (1, H, W).
+        """
+        if image.shape[-2] * image.shape[-1] > self.untiled:
+            return self._tiled(image, lr)
+        return self.score(to_batch(image), None if lr is None else to_batch(lr))
+
+    @torch.no_grad()
     def assess(self, pixels: RGB8, weights: RewardWeights | None = None, *, lr: RGB8 | None = None) -> Assessment:
-        """Assess one picture; one of more than about a megapixel goes through in tiles.
+        """Assess one picture, of any size (`score_one`).
 
         Args:
             pixels: uint8 H×W×3.
@@ -131,7 +148,7 @@ class Predictor:
         weights = weights or RewardWeights()
         if lr is not None:
             self._check_lr(lr, height, width)
-        batch = self._untiled(pixels, lr) if height * width <= UNTILED_PIXELS else self._tiled(pixels, lr)
+        batch = self.score_one(as_image(pixels), None if lr is None else as_image(lr))
         rewards = fuse(batch.score, batch.map, weights)
         if not rewards.reward.isfinite().all():
             raise RewardError(f"{self.rung} (digest {self.digest}): the score of this image is not finite")
@@ -153,18 +170,20 @@ class Predictor:
         if lr.shape[0] > height or lr.shape[1] > width:
             raise ImageError(f"the LR picture must not be larger than {width}x{height}, got {lr.shape[1]}x{lr.shape[0]}")
 
-    def _untiled(self, pixels: RGB8, lr: RGB8 | None = None) -> ScoreBatch:
-        return self.score(to_batch(pixels), None if lr is None else to_batch(lr))
-
-    def _tiled(self, pixels: RGB8, lr: RGB8 | None = None) -> ScoreBatch:
-        height, width = pixels.shape[:2]
+    def _tiled(self, image: torch.Tensor, lr: torch.Tensor | None) -> ScoreBatch:
+        size = (image.shape[-2], image.shape[-1])
         difference = None
         if lr is not None:  # of the whole picture, so that it does not depend on the tiles
-            difference = self.network.lr_difference(to_batch(pixels).to(self.device), to_batch(lr).to(self.device))
-        seen = perceive_in_tiles(self.network, pixels, self.tile, self.margin, difference)
-        score, logits = self.network.score(seen, (height, width)), seen.coarse_logits
+            difference = self.network.lr_difference(to_batch(image).to(self.device), to_batch(lr).to(self.device))
+        seen = perceive_in_tiles(self.network, image, self.tile, self.margin, difference)
+        score, logits = self.network.score(seen, size), seen.coarse_logits
         del seen  # f_N: as large as the map
-        return ScoreBatch(score, None if logits is None else map_in_bands(self.network, logits, (height, width)))
+        return ScoreBatch(score, None if logits is None else map_in_bands(self.network, logits, size))
+
+
+def as_image(pixels: RGB8) -> torch.Tensor:
+    """uint8 H×W×3 → uint8 (3, H, W), a view where the array may be written to."""
+    return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)
 
 
 def load_predictors(folder: Path, device: torch.device | str = "cpu") -> dict[str, Predictor]:

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 
 import torch
 
-from data_synth.schema.pixels import RGB8
 from finpercep.reward_model.lr_evidence import lr_evidence_in
 from finpercep.reward_model.model import FinPercepRM, Perception
 
@@ -25,13 +24,13 @@ BAND = 64
 Span = tuple[int, int, int, int]
 
 
-def to_batch(pixels: RGB8) -> torch.Tensor:
-    """uint8 H×W×3 → float32 (1, 3, H, W) in [0, 1]."""
-    return torch.tensor(pixels).permute(2, 0, 1)[None].float() / 255
+def to_batch(image: torch.Tensor) -> torch.Tensor:
+    """(3, H, W), uint8 or floats in [0, 1] → float32 (1, 3, H, W) in [0, 1]."""
+    return image[None].float() / 255 if image.dtype == torch.uint8 else image[None].float()
 
 
 def perceive_in_tiles(
-    model: FinPercepRM, pixels: RGB8, tile: int, margin: int, difference: torch.Tensor | None = None
+    model: FinPercepRM, image: torch.Tensor, tile: int, margin: int, difference: torch.Tensor | None = None
 ) -> Perception:
     """What `model.perceive` says of the whole picture, stitched from tiles.
 
@@ -39,12 +38,12 @@ def perceive_in_tiles(
 
     Args:
         model: in eval mode.
-        pixels: uint8 H×W×3.
+        image: (3, H, W), uint8 or floats in [0, 1].
         tile: side of what is kept of a tile, in px; a multiple of f_N's stride.
         margin: px around it that are looked at too; a multiple of f_N's stride.
         difference: `lr_difference` of the whole picture, where its LR picture is known.
     """
-    height, width = pixels.shape[:2]
+    height, width = image.shape[-2:]
     stride = model.config.deep_stride
     map_stride = model.config.map_stride or stride
     device = model.mean.device
@@ -53,7 +52,7 @@ def perceive_in_tiles(
     for (top, bottom, left, right), context in tiles(height, width, tile, margin):
         c_top, c_bottom, c_left, c_right = context
         evidence = None if difference is None else lr_evidence_in(difference, (height, width), context)
-        seen = model.perceive(to_batch(pixels[c_top:c_bottom, c_left:c_right]).to(device), evidence)
+        seen = model.perceive(to_batch(image[:, c_top:c_bottom, c_left:c_right]).to(device), evidence)
         if deep is None:
             deep = seen.deep.new_empty((1, seen.deep.shape[1], -(-height // stride), -(-width // stride)))
         if logits is None and seen.coarse_logits is not None:

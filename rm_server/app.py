@@ -1,191 +1,201 @@
-"""The HTTP application: routes, bodies and statuses. The work is in `pictures` and `tensors`, on the thread of `worker`."""
+"""The HTTP application: routes, bodies and statuses. The work is in `service`."""
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finpercep.errors import WireError
-from finpercep.reward import RewardWeights
-from finpercep.wire import (
-    TENSOR_MEDIA_TYPE,
-    WIRE_HEADER,
-    WIRE_VERSION,
-    ModelReply,
-    ScoreReply,
-    Timing,
-    decode_request,
-    encode_response,
-)
-from rm_server.body_limit import BodyLimit
-from rm_server.pictures import MapKind, as_item, assess_pictures, decode_picture
-from rm_server.refusal import Refusal, refuse_single
-from rm_server.registry import Registry, model_id
+from finpercep.wire import TENSOR_MEDIA_TYPE, WIRE_HEADER, WIRE_VERSION, ModelReply, RungReply, ScoreReply
+from rm_server import access
+from rm_server.admission import BodyGate
+from rm_server.bodies import read_json, read_multipart
+from rm_server.observability import Observed
+from rm_server.openapi import PROBLEM_REPLIES, SCORE_DOCUMENT
+from rm_server.options import ScoreOptions
+from rm_server.pictures import Upload
+from rm_server.problems import KINDS, Problem, answer
+from rm_server.registry import Registry
+from rm_server.service import ClientGone, Service
 from rm_server.settings import Settings
-from rm_server.tensors import respond, score_images
-from rm_server.worker import Worker
 
-HEADERS = {WIRE_HEADER: str(WIRE_VERSION)}
-DEFAULTS = RewardWeights()
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+GONE = 499
+"""Status of a request whose client hung up; it stands in logs and metrics alone."""
+
+SECURITY = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
 
 
-class ScoreOptions(BaseModel):
-    """Query parameters of ``POST /score`` for pictures; a safetensors message carries its own."""
+class NewRung(BaseModel):
+    """Body of ``PUT /rungs/NAME``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rung: str | None = Field(default=None, description="Rung by name or digest; the finest when absent.")
-    map: MapKind = Field("none", description="Picture of the map: png (16-bit grey, 65535 = 1.0), heatmap or overlay.")
-    w_score: Weight = Field(DEFAULTS.score, description="Weight of the score in the reward.")
-    w_max: Weight = Field(DEFAULTS.max, description="Weight of 1 − max_degradation in the reward.")
-    w_mean: Weight = Field(DEFAULTS.mean, description="Weight of 1 − mean_degradation in the reward.")
-
-    top_fraction: float = Field(DEFAULTS.top_fraction, gt=0, le=1, description="Share of pixels whose mean is max_degradation.")
-
-    @property
-    def weights(self) -> RewardWeights:
-        """The reward's weights."""
-        return RewardWeights(self.w_score, self.w_max, self.w_mean, self.top_fraction)
-
-
-class _Service:
-    """What the routes share: rungs, limits and the inference thread."""
-
-    def __init__(self, registry: Registry, settings: Settings) -> None:
-        self.registry = registry
-        self.settings = settings
-        self.worker = Worker()
-
-    async def score(self, request: Request, options: ScoreOptions) -> Response:
-        kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-        if kind == TENSOR_MEDIA_TYPE:
-            if request.query_params:
-                raise Refusal(400, "a safetensors message carries its options in its metadata; leave the query away")
-            return await self._score_tensors(await request.body())
-        if kind == "multipart/form-data":
-            return await self._score_pictures(await self._uploads(request), options)
-        if kind.startswith("image/"):
-            return await self._score_pictures([await request.body()], options)
-        raise Refusal(
-            415,
-            f"content type must be multipart/form-data with fields 'image', image/* or {TENSOR_MEDIA_TYPE}, "
-            f"got {kind or 'none'}; try: curl -F image=@photo.png URL/score",
-        )
-
-    async def _uploads(self, request: Request) -> list[bytes]:
-        async with request.form(max_files=self.settings.max_images, max_fields=8) as form:
-            bodies = []
-            for name, value in form.multi_items():
-                if name != "image" or not isinstance(value, UploadFile):
-                    received = f"a file {name!r}" if isinstance(value, UploadFile) else f"a text {name!r}"
-                    raise Refusal(400, f"multipart fields must be files named 'image' (curl -F image=@photo.png), got {received}")
-                bodies.append(await value.read())
-        if not bodies:
-            raise Refusal(400, "multipart body must have at least one file named 'image', got none")
-        return bodies
-
-    async def _score_pictures(self, bodies: list[bytes], options: ScoreOptions) -> Response:
-        predictor = self.registry.get(options.rung)
-        begun = time.perf_counter()
-        pictures = [await asyncio.to_thread(decode_picture, body, self.settings.max_pixels) for body in bodies]
-        batch_ms = (time.perf_counter() - begun) * 1000
-        job = functools.partial(assess_pictures, predictor, pictures, options.weights, options.map)
-        done = await self.worker.run(job)
-        refuse_single(done.result)
-        timing = Timing(queue_ms=done.queue_ms, batch_ms=batch_ms, compute_ms=done.compute_ms)
-        reply = ScoreReply(items=tuple(as_item(one) for one in done.result), model=model_id(predictor), timing=timing)
-        return Response(reply.model_dump_json(), media_type="application/json", headers=HEADERS)
-
-    async def _score_tensors(self, body: bytes) -> Response:
-        begun = time.perf_counter()
-        request = await asyncio.to_thread(decode_request, body)
-        if len(request) > self.settings.max_images:
-            raise Refusal(413, f"a request must have at most {self.settings.max_images} images, got {len(request)}")
-        predictor = self.registry.get(request.rung)
-        batch_ms = (time.perf_counter() - begun) * 1000
-        done = await self.worker.run(functools.partial(score_images, predictor, request, self.settings.max_pixels))
-        refuse_single(done.result)
-        timing = Timing(queue_ms=done.queue_ms, batch_ms=batch_ms, compute_ms=done.compute_ms)
-        reply = await asyncio.to_thread(lambda: encode_response(respond(predictor, request, done.result, timing)))
-        return Response(reply, media_type=TENSOR_MEDIA_TYPE, headers=HEADERS)
+    source: str = Field(description="Name of a ladder's folder in the model root.", max_length=200, examples=["round-2"])
+    digest: str | None = Field(default=None, description="Digest that the rung must have.", max_length=200)
 
 
 def create_app(registry: Registry, settings: Settings) -> FastAPI:
-    """The application over ready rungs. Errors are ``{"detail": "one sentence"}``."""
-    service = _Service(registry, settings)
+    """The application over ready rungs. Errors are RFC 9457 problem details."""
+    service = Service(registry, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        service.worker.close()
+        service.close()
 
-    app = FastAPI(title="finpercep reward server", lifespan=lifespan)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
-    app.add_exception_handler(Refusal, _refused)
-    app.add_exception_handler(WireError, _malformed)
-    app.add_exception_handler(RequestValidationError, _bad_query)
-    app.add_exception_handler(Exception, _failed)
+    app = FastAPI(title="finpercep reward server", version=str(WIRE_VERSION), lifespan=lifespan, responses=PROBLEM_REPLIES)
+    app.state.service = service
+    app.add_middleware(
+        BodyGate,
+        body_bytes=settings.max_body_bytes,
+        house_bytes=settings.house_bytes,
+        body_seconds=settings.body_seconds,
+    )
+    app.add_middleware(Observed, metrics=service.metrics)
+    app.add_middleware(_Headers)
+    _answer_errors(app)
 
-    @app.post("/score", response_model=ScoreReply, openapi_extra=_SCORE_BODIES)
+    def allowed(request: Request) -> None:
+        access.require(request, settings.token)
+
+    def administrator(request: Request) -> None:
+        if settings.admin_token is None:
+            raise Problem(
+                "unauthorised", "this server has no admin token, so nobody may change its rungs; set FINPERCEP_ADMIN_TOKEN"
+            )
+        access.require(request, settings.admin_token)
+
+    guarded = [Depends(allowed)]
+
+    @app.post("/score", response_model=ScoreReply, openapi_extra=SCORE_DOCUMENT, dependencies=guarded)
     async def score(request: Request, options: Annotated[ScoreOptions, Query()]) -> Response:
-        """Score one picture or several."""
-        return await service.score(request, options)
+        """Score one picture or several, or tensors."""
+        kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+        if kind == TENSOR_MEDIA_TYPE:
+            if request.query_params:
+                raise Problem("bad-request", "a safetensors message carries its options in its metadata; leave the query away")
+            return Response(await service.score_tensors(request, await request.body()), media_type=TENSOR_MEDIA_TYPE)
+        reply = await service.score_pictures(request, await _uploads(request, kind, settings.max_images), options)
+        return Response(reply.model_dump_json(), media_type="application/json")
 
-    @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        """Whether the server is up."""
-        return {"status": "ok"}
-
-    @app.get("/model")
-    async def model(response: Response) -> ModelReply:
-        """Which rungs are served."""
-        response.headers.update(HEADERS)
+    @app.get("/model", dependencies=guarded)
+    async def model() -> ModelReply:
+        """Which rungs are served, and by which one an unnamed request is answered."""
         return registry.describe()
+
+    @app.get("/rungs", dependencies=guarded)
+    async def rungs() -> tuple[RungReply, ...]:
+        """The rungs alone, RM_0 first."""
+        return registry.describe().rungs
+
+    @app.put("/rungs/{name}", dependencies=[Depends(administrator)])
+    async def put_rung(name: str, new: NewRung) -> ModelReply:
+        """Load a rung from the model root and let it take the place of the one of its name.
+
+        It must score a canary as it should first. Requests in flight finish on the rung they began with.
+        """
+        await service.put_rung(name, new.source, new.digest)
+        return registry.describe()
+
+    @app.get("/livez")
+    async def livez() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "alive"}
+
+    @app.get("/readyz")
+    async def readyz() -> dict[str, str]:
+        """Whether the default rung scored a canary as it should, within the last seconds."""
+        if fault := await service.readiness_fault():
+            raise Problem("not-ready", fault, headers={"Retry-After": "5"})
+        return {"status": "ready", "rung": registry.default.rung, "digest": registry.default.digest}
+
+    @app.get("/metrics", dependencies=guarded)
+    async def metrics() -> Response:
+        """Prometheus metrics."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app
 
 
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-_FILES = {"type": "object", "properties": {"image": {"type": "array", "items": _BINARY["schema"]}}, "required": ["image"]}
-_SCORE_BODIES = {
-    "requestBody": {
-        "required": True,
-        "content": {"multipart/form-data": {"schema": _FILES}, "image/*": _BINARY, TENSOR_MEDIA_TYPE: _BINARY},
-    }
-}
+async def _uploads(request: Request, kind: str, max_images: int) -> list[Upload]:
+    if kind == "multipart/form-data":
+        return await read_multipart(request, max_images)
+    if kind == "application/json":
+        return await read_json(request, max_images)
+    if kind.startswith("image/"):
+        return [Upload(await request.body())]
+    raise Problem(
+        "unsupported-media-type",
+        f"content type must be multipart/form-data with fields 'image', image/*, application/json or {TENSOR_MEDIA_TYPE}, "
+        f"got {kind[:80] or 'none'}; try: curl -F image=@photo.png URL/score",
+        field="Content-Type",
+        expected=f"multipart/form-data, image/*, application/json or {TENSOR_MEDIA_TYPE}",
+        received=kind[:80] or "none",
+    )
 
 
-def _sentence(status: int, sentence: str) -> JSONResponse:
-    return JSONResponse({"detail": sentence}, status_code=status, headers=HEADERS)
+class _Headers:
+    """Middleware: headers that every answer has."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        fixed = {WIRE_HEADER: str(WIRE_VERSION), **SECURITY}
+        self._fixed = [(name.lower().encode(), value.encode()) for name, value in fixed.items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the call on."""
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), *self._fixed]
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
 
 
-def _refused(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, Refusal)
-    return _sentence(error.status, str(error))
+def _answer_errors(app: FastAPI) -> None:
+    """Every error as problem details."""
+
+    def handle(kind: type[Exception] | int, make: Callable[[Any], Problem]) -> None:
+        async def handler(_: Request, error: Exception) -> Response:
+            return answer(make(error))
+
+        app.add_exception_handler(kind, handler)
+
+    async def gone(_: Request, __: Exception) -> Response:
+        return Response(status_code=GONE)
+
+    app.add_exception_handler(ClientGone, gone)
+    handle(Problem, lambda error: error)
+    handle(WireError, Problem.of_schema)
+    handle(RequestValidationError, _bad_parameters)
+    handle(HTTPException, _of_status)
+    handle(Exception, lambda _: Problem("failed", "the server failed on this request; its log says why"))
 
 
-def _malformed(_: Request, error: Exception) -> JSONResponse:
-    return _sentence(422, str(error))
-
-
-def _bad_query(_: Request, error: Exception) -> JSONResponse:
-    """FastAPI's list of complaints as one sentence about the first."""
-    assert isinstance(error, RequestValidationError)
+def _bad_parameters(error: RequestValidationError) -> Problem:
+    """The first of FastAPI's complaints."""
     fault = error.errors()[0]
     field = ".".join(str(part) for part in fault["loc"])
-    return _sentence(422, f"{field}: {fault['msg']}, got {fault.get('input')!r}")
+    received = repr(fault.get("input"))[:80]
+    return Problem(
+        "unprocessable", f"{field}: {fault['msg']}, got {received}", field=field, expected=fault["msg"], received=received
+    )
 
 
-def _failed(_: Request, __: Exception) -> JSONResponse:
-    return _sentence(500, "the server failed on this request; its log says why")
+def _of_status(error: HTTPException) -> Problem:
+    """What the framework itself refuses: an unknown path, a method that is not there."""
+    kind = KINDS.get(error.status_code, "bad-request")
+    return Problem(kind, str(error.detail), headers=error.headers, status=error.status_code)

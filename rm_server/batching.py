@@ -180,7 +180,8 @@ class Batcher(Generic[Work, Result]):
         entries: list[_Waiting[Work, Result]] = []
         with self._changed:
             for job in jobs:
-                entries.append(entry := _Waiting(job, self._arrivals, now))
+                entry: _Waiting[Work, Result] = _Waiting(job, self._arrivals, now)
+                entries.append(entry)
                 self._arrivals += 1
                 if self._closed:
                     entry.future.cancel()
@@ -291,9 +292,7 @@ class Visit(Generic[Work, Result]):
             self._batcher._arrived()
 
 
-def _run(
-    runner: Runner[Work, Result], batch: Sequence[_Waiting[Work, Result]], began: float, clock: Callable[[], float]
-) -> None:
+def _run(runner: Runner[Work, Result], batch: Sequence[_Waiting[Work, Result]], began: float, clock: Callable[[], float]) -> None:
     """Run a batch and hand out its results; a runner that fails on all of it is given its halves."""
     failure: Exception | None = None
     try:

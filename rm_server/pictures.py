@@ -1,105 +1,139 @@
-"""Encoded pictures → JSON items: decode, assess, encode the map. Knows nothing about HTTP or threads."""
+"""Encoded pictures → works for the engine, and its results → JSON items. Knows nothing about HTTP or threads."""
 
 from __future__ import annotations
 
 import base64
 import dataclasses
-import logging
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, assert_never
+from dataclasses import dataclass
+from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from PIL import Image
+from safetensors.torch import save
+from torch.nn import functional as F
 
-from data_synth.schema.pixels import RGB8, decode_rgb, encode_png
-from finpercep.errors import FinpercepError, ImageError
+from data_synth.schema.pixels import RGB8, decode_rgb, encode_png, stored_size
+from finpercep.errors import ImageError
 from finpercep.heatmap import heat_colours, map_samples, overlay
 from finpercep.local_reward import side_fault
-from finpercep.reward import RewardWeights
+from finpercep.regions import find_regions
 from finpercep.wire import ItemReply, RegionReply
-from rm_server.refusal import SERVER_FAULT, UNPROCESSABLE, Refusal
-
-if TYPE_CHECKING:
-    from finpercep.predictor import Assessment, Predictor
-
-MapKind = Literal["none", "png", "heatmap", "overlay"]
-Outcome = ItemReply | Refusal
-
-log = logging.getLogger(__name__)
+from rm_server.engine import ImageResult, ImageWork
+from rm_server.options import ScoreOptions
+from rm_server.problems import Problem
+from rm_server.registry import ServedRung
 
 
-def decode_picture(body: bytes, max_pixels: int) -> RGB8 | Refusal:
-    """Pixels of one picture, or why it has none."""
+@dataclass(frozen=True)
+class Upload:
+    """What was sent of one image: the picture, and perhaps the low-resolution one it was made from."""
+
+    image: bytes
+    lr: bytes | None = None
+
+
+def admitted_pixels(uploads: Sequence[Upload], max_pixels: int) -> int:
+    """Pixels of all pictures, from their headers; one that is no picture, or too large, will be refused and counts as none."""
+    total = 0
+    for body in (body for upload in uploads for body in (upload.image, upload.lr) if body is not None):
+        try:
+            height, width = stored_size(body, max_pixels=max_pixels)
+        except ImageError:
+            continue
+        total += height * width
+    return total
+
+
+def prepared(upload: Upload, rung: ServedRung, options: ScoreOptions, max_pixels: int) -> ImageWork | Problem:
+    """The work of one upload, or why there is none."""
     try:
-        return decode_rgb(body, max_pixels=max_pixels)
+        image = _decoded("image", upload.image, max_pixels)
+        if fault := side_fault(image.shape[-2], image.shape[-1], rung.min_side):
+            return Problem("unprocessable", fault, field="image")
+        lr = None if upload.lr is None else _lr_picture(upload.lr, image, rung, max_pixels)
+    except Problem as problem:
+        return problem
+    return ImageWork(rung, image, options.weights, map=options.needs_map, lr=lr)
+
+
+def _decoded(field: str, body: bytes, max_pixels: int) -> torch.Tensor:
+    """uint8 (3, H, W)."""
+    try:
+        return torch.from_numpy(decode_rgb(body, max_pixels=max_pixels)).permute(2, 0, 1)
     except ImageError as error:
-        return Refusal(UNPROCESSABLE, str(error))
+        raise Problem("unprocessable", str(error), field=field, expected="a picture", received=f"{len(body)} bytes") from None
 
 
-def assess_pictures(
-    predictor: Predictor, pictures: Sequence[RGB8 | Refusal], weights: RewardWeights, kind: MapKind
-) -> list[Outcome]:
-    """One outcome a picture; a picture that fails leaves its neighbours alone."""
-    return [one if isinstance(one, Refusal) else _assess(predictor, one, weights, kind) for one in pictures]
+def _lr_picture(body: bytes, image: torch.Tensor, rung: ServedRung, max_pixels: int) -> torch.Tensor:
+    lr = _decoded("lr", body, max_pixels)
+    if fault := lr_fault(lr.shape, image.shape, rung):
+        raise Problem("unprocessable", fault, field="lr")
+    return lr
 
 
-def as_item(outcome: Outcome) -> ItemReply:
-    """An outcome in a batch's reply: a refusal is its sentence and nulls."""
-    return ItemReply(error=str(outcome)) if isinstance(outcome, Refusal) else outcome
+def lr_fault(lr: Sequence[int], image: Sequence[int], rung: ServedRung) -> str | None:
+    """What is wrong with an LR picture for an image and a rung, given their shapes, or None."""
+    if not rung.takes_lr:
+        return f"{rung.rung} takes no LR picture; leave it away, or ask for a rung that does"
+    if lr[-2] > image[-2] or lr[-1] > image[-1]:
+        return f"the LR picture must not be larger than its image, {image[-1]}x{image[-2]}, got {lr[-1]}x{lr[-2]}"
+    return None
 
 
-def _assess(predictor: Predictor, pixels: RGB8, weights: RewardWeights, kind: MapKind) -> Outcome:
-    if fault := side_fault(pixels.shape[0], pixels.shape[1], predictor.min_side):
-        return Refusal(UNPROCESSABLE, fault)
-    try:
-        return _item(predictor, predictor.assess(pixels, weights), pixels, kind)
-    except FinpercepError as error:
-        return Refusal(UNPROCESSABLE, str(error))
-    except Exception:  # one picture that breaks the model must not take its neighbours' results
-        log.exception("%s failed on a picture of %s", predictor.rung, pixels.shape)
-        return model_failed(predictor)
+def as_item(work: ImageWork | Problem, result: ImageResult | Problem, options: ScoreOptions) -> ItemReply:
+    """An image's place in the reply: numbers, or a sentence and nulls."""
+    if isinstance(result, Problem):
+        return ItemReply(error=str(result))
+    assert isinstance(work, ImageWork)
+    score, reward, worst, mean = result.numbers.tolist()
+    if not work.rung.has_map:
+        return ItemReply(score=score, reward=reward)
+    regions = None
+    if options.regions:
+        assert result.map is not None
+        found = find_regions(result.map, options.region_threshold, options.region_min_area)
+        regions = tuple(RegionReply(**dataclasses.asdict(region)) for region in found)
+    picture = None if options.map == "none" else _encoded_map(work, result, options)
+    return ItemReply(score=score, reward=reward, max_degradation=worst, mean_degradation=mean, regions=regions, map=picture)
 
 
-def model_failed(predictor: Predictor) -> Refusal:
-    """The model raised an error of its own; the log has it."""
-    return Refusal(SERVER_FAULT, f"{predictor.rung} failed on this image; the server's log says why")
-
-
-def not_finite(predictor: Predictor) -> Refusal:
-    """The model's result is no number; an error, never a number."""
-    return Refusal(SERVER_FAULT, f"{predictor.rung} (digest {predictor.digest}) gave a result that is not finite")
-
-
-def _item(predictor: Predictor, assessment: Assessment, pixels: RGB8, kind: MapKind) -> Outcome:
-    numbers = (assessment.score, assessment.reward, assessment.max_degradation, assessment.mean_degradation)
-    degradation = None if assessment.map is None else assessment.map.detach().cpu().numpy()
-    if not all(number is None or math.isfinite(number) for number in numbers):
-        return not_finite(predictor)
-    if degradation is not None and not np.isfinite(degradation).all():
-        return not_finite(predictor)
-    regions = tuple(RegionReply(**dataclasses.asdict(region)) for region in assessment.regions)
-    return ItemReply(
-        score=assessment.score,
-        reward=assessment.reward,
-        max_degradation=assessment.max_degradation,
-        mean_degradation=assessment.mean_degradation,
-        regions=None if degradation is None else regions,
-        map=None if degradation is None else _picture_of(degradation, pixels, kind),
-    )
-
-
-def _picture_of(degradation: npt.NDArray[np.float32], pixels: RGB8, kind: MapKind) -> str | None:
-    """The map as base64 PNG of the picture's size."""
-    match kind:
-        case "none":
-            return None
+def _encoded_map(work: ImageWork, result: ImageResult, options: ScoreOptions) -> str:
+    """The map in base64, at the size that was asked for."""
+    assert result.map is not None
+    resized = _resized(result.map, options.map_size)
+    degradation: npt.NDArray[np.float32] = resized.numpy()
+    match options.map:
         case "png":
-            png = encode_png(map_samples(degradation))
+            body = encode_png(map_samples(degradation))
         case "heatmap":
-            png = encode_png(heat_colours(degradation))
+            body = encode_png(heat_colours(degradation))
         case "overlay":
-            png = encode_png(overlay(pixels, degradation))
+            body = encode_png(overlay(_picture(work.image, degradation.shape), degradation))
+        case "raw":
+            body = save({"map": resized.contiguous()})
+        case "none":
+            raise AssertionError("no map was asked for")
         case _:
-            assert_never(kind)
-    return base64.b64encode(png).decode("ascii")
+            assert_never(options.map)
+    return base64.b64encode(body).decode("ascii")
+
+
+def _resized(degradation: torch.Tensor, side: int | None) -> torch.Tensor:
+    """The map with ``side`` px on its longer side: means of what becomes one pixel, so that no defect is skipped."""
+    if side is None or side == max(degradation.shape):
+        return degradation
+    height, width = (max(1, round(length * side / max(degradation.shape))) for length in degradation.shape)
+    if side > max(degradation.shape):
+        return F.interpolate(degradation[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0]
+    return F.interpolate(degradation[None, None], (height, width), mode="area")[0, 0]
+
+
+def _picture(image: torch.Tensor, shape: tuple[int, ...]) -> RGB8:
+    pixels: RGB8 = image.permute(1, 2, 0).contiguous().numpy()
+    if pixels.shape[:2] == shape:
+        return pixels
+    resized = Image.fromarray(pixels).resize((shape[1], shape[0]), Image.Resampling.BOX)
+    return np.asarray(resized, dtype=np.uint8)

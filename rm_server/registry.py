@@ -1,55 +1,180 @@
-"""The rungs being served, by name and by digest. Knows nothing about HTTP."""
+"""The rungs being served, by name, index and digest, and how one takes another's place. Knows nothing about HTTP.
+
+A `ServedRung` never changes. A request looks its rung up once and keeps it, so a rung that is replaced meanwhile still finishes
+what it began, and no reply mixes two.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finpercep.errors import ConfigError
+import torch
+
+from finpercep.errors import ConfigError, FinpercepError
 from finpercep.wire import WIRE_VERSION, ModelId, ModelReply, RungReply
-from rm_server.refusal import Refusal
+from rm_server import canary
+from rm_server.problems import Problem
 
 if TYPE_CHECKING:
     from finpercep.predictor import Predictor
 
 
-class Registry:
-    """Loaded predictors. The last rung, the finest, is the default.
+@dataclass(frozen=True, eq=False)
+class ServedRung:
+    """One rung, ready on every device.
 
-    Args:
-        predictors: rung → predictor, RM_0 first (`finpercep.predictor.load_predictors`).
+    Attributes:
+        replicas: the same rung on each device.
+        expected: what the canary's score and mean degradation must be (`canary.expected_numbers`).
     """
 
-    def __init__(self, predictors: Mapping[str, Predictor]) -> None:
-        if not predictors:
-            raise ConfigError("a server needs at least one rung, got an empty ladder")
-        self._predictors = dict(predictors)
+    replicas: tuple[Predictor, ...]
+    expected: tuple[float, float]
+
+    @classmethod
+    def of(cls, replicas: Sequence[Predictor]) -> ServedRung:
+        """Replicas of one rung."""
+        return cls(tuple(replicas), canary.expected_numbers(replicas[0]))
 
     @property
-    def default(self) -> Predictor:
-        """The rung that answers when a request names none."""
-        return list(self._predictors.values())[-1]
+    def name(self) -> str:
+        """Of its ladder."""
+        return self.replicas[0].name
 
-    def get(self, rung: str | None) -> Predictor:
-        """The predictor of a rung named by its name or digest; the default for None.
+    @property
+    def rung(self) -> str:
+        """Its own name, RM_k."""
+        return self.replicas[0].rung
+
+    @property
+    def digest(self) -> str:
+        """Identity of weights, preprocessing and calibration."""
+        return self.replicas[0].digest
+
+    @property
+    def has_map(self) -> bool:
+        """Whether it has a degradation map."""
+        return self.replicas[0].has_map
+
+    @property
+    def takes_lr(self) -> bool:
+        """Whether it can also be shown the LR picture."""
+        return self.replicas[0].takes_lr
+
+    @property
+    def min_side(self) -> int:
+        """Smallest side of an image, in px."""
+        return self.replicas[0].min_side
+
+    @property
+    def model_id(self) -> ModelId:
+        """How replies name it."""
+        return ModelId(name=self.name, rung=self.rung, digest=self.digest)
+
+
+class Registry:
+    """Rungs by name, RM_0 first; the last, the finest, is the default.
+
+    Args:
+        ladder: rung → its predictors, one for each device.
+    """
+
+    def __init__(self, ladder: Mapping[str, Sequence[Predictor]]) -> None:
+        if not ladder:
+            raise ConfigError("a server needs at least one rung, got an empty ladder")
+        self._rungs = {name: ServedRung.of(replicas) for name, replicas in ladder.items()}
+        self._lock = threading.Lock()
+
+    @property
+    def rungs(self) -> tuple[ServedRung, ...]:
+        """As they are served now, RM_0 first."""
+        return tuple(self._rungs.values())
+
+    @property
+    def default(self) -> ServedRung:
+        """The rung that answers when a request names none."""
+        return self.rungs[-1]
+
+    def get(self, wanted: str | None) -> ServedRung:
+        """The rung of that name, index (``0``, ``-1``) or digest; the default for None.
 
         Raises:
-            Refusal: it is not served.
+            Problem: it is not served.
         """
-        if rung is None:
-            return self.default
-        for name, predictor in self._predictors.items():
-            if rung in {name, predictor.digest}:
-                return predictor
-        raise Refusal(404, f"unknown rung {rung!r}; this server has {', '.join(self._predictors)}")
+        rungs = self._rungs  # one reading: it may be replaced meanwhile
+        if wanted is None:
+            return list(rungs.values())[-1]
+        if wanted in rungs:
+            return rungs[wanted]
+        if wanted.lstrip("-").isdecimal() and len(wanted) < 4 and -len(rungs) <= int(wanted) < len(rungs):
+            return list(rungs.values())[int(wanted)]
+        for rung in rungs.values():
+            if rung.digest == wanted:
+                return rung
+        served = ", ".join(rungs)
+        raise Problem(
+            "not-found",
+            f"unknown rung {wanted[:80]!r}; this server has {served}",
+            field="rung",
+            expected=f"one of {served}, its index or its digest",
+            received=wanted[:80],
+        )
+
+    def replace(self, name: str, rung: ServedRung) -> None:
+        """Serve ``rung`` as ``name`` from now on; a name that is new comes last."""
+        with self._lock:
+            self._rungs = {**self._rungs, name: rung}
 
     def describe(self) -> ModelReply:
         """What ``GET /model`` says."""
-        rungs = tuple(RungReply(name=name, digest=p.digest, has_map=p.has_map) for name, p in self._predictors.items())
-        default = self.default
+        served = dict(self._rungs)
+        rungs = tuple(
+            RungReply(name=name, digest=rung.digest, has_map=rung.has_map, takes_lr=rung.takes_lr)
+            for name, rung in served.items()
+        )
+        default = list(served.values())[-1]
         return ModelReply(name=default.name, rung=default.rung, digest=default.digest, rungs=rungs, wire=WIRE_VERSION)
 
 
-def model_id(predictor: Predictor) -> ModelId:
-    """How replies name a predictor."""
-    return ModelId(name=predictor.name, rung=predictor.rung, digest=predictor.digest)
+def load_rung(root: Path, source: str, rung: str, devices: Sequence[torch.device], digest: str | None = None) -> ServedRung:
+    """A rung of one of the ladders in ``root``.
+
+    Args:
+        root: folder of ladders.
+        source: name of the ladder's folder; it is looked for among what ``root`` holds, never opened as a path.
+        rung: which of it.
+        devices: to load it on.
+        digest: that it must have.
+
+    Raises:
+        Problem: there is no such ladder or rung, it cannot be read, or it has another digest.
+    """
+    from finpercep.predictor import load_predictor
+
+    ladders = {folder.name: folder for folder in root.iterdir() if (folder / "ladder.json").is_file()}
+    if source not in ladders:
+        raise Problem(
+            "not-found",
+            f"the model root has no ladder {source[:80]!r}; it has {', '.join(sorted(ladders)) or 'none'}",
+            field="source",
+            expected="the name of a folder with a ladder.json",
+            received=source[:80],
+        )
+    try:
+        replicas = [load_predictor(ladders[source], rung, device) for device in devices]
+    except FinpercepError as error:
+        raise Problem("conflict", f"{source}: {error}") from error
+    loaded = ServedRung.of(replicas)
+    if digest is not None and loaded.digest != digest:
+        raise Problem(
+            "conflict",
+            f"{source}/{rung} has digest {loaded.digest}, not the one that was asked for",
+            field="digest",
+            expected=digest[:100],
+            received=loaded.digest,
+        )
+    return loaded

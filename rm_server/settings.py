@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-MEBIBYTE = 1024 * 1024
+MEBI = 1024 * 1024
 
 
 class Settings(BaseSettings):
@@ -16,9 +18,45 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FINPERCEP_", frozen=True, extra="forbid")
 
     model: Path | None = Field(None, description="Folder of the ladder to serve; the packaged one when absent.")
-    device: str = Field("auto", description="auto, cpu or cuda[:i].")
-    host: str = Field("127.0.0.1", description="Address to listen on. Loopback: nothing here asks who is calling.")
+    model_root: Path | None = Field(
+        None, description="Folder of the ladders that PUT /rungs/NAME may load rungs from, by their folders' names."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda[:i], or several separated by commas: a worker on each.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Of the convolutions. bf16 changes numbers in the third digit."
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on; anything but loopback needs a token.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
-    max_body_bytes: int = Field(256 * MEBIBYTE, gt=0, description="Largest request body, in bytes; a larger one is answered 413.")
+    token: SecretStr | None = Field(None, min_length=16, description="What callers must send as a bearer token.")
+    admin_token: SecretStr | None = Field(None, min_length=16, description="The same for PUT /rungs; without it nobody may.")
+
+    max_body_bytes: int = Field(256 * MEBI, gt=0, description="Largest request body, in bytes; a larger one is answered 413.")
     max_pixels: int = Field(100_000_000, gt=0, description="Largest picture, in pixels.")
     max_images: int = Field(256, gt=0, description="Most images in one request.")
+    house_bytes: int = Field(1024 * MEBI, gt=0, description="Bodies of all requests together; beyond it they are answered 503.")
+    house_pixels: int = Field(64 * MEBI, gt=0, description="Pixels of all requests together; beyond it they are answered 503.")
+    batch_pixels: int = Field(2 * MEBI, gt=0, description="Pixels of a batch; on a GPU, 16 times as many do.")
+    wait_ms: float = Field(5.0, ge=0, description="Longest time a batch waits for requests that are just being decoded.")
+    body_seconds: float = Field(60.0, gt=0, description="Longest time a body may take to arrive.")
+    request_seconds: float = Field(120.0, gt=0, description="Longest time an image may wait for its turn.")
+    drain_seconds: int = Field(30, ge=0, description="Time that requests in flight are given when the server is asked to end.")
+    decoders: int = Field(2, gt=0, description="Threads that decode pictures and encode replies.")
+
+    @model_validator(mode="after")
+    def _token_for_the_public(self) -> Settings:
+        if self.token is None and not is_loopback(self.host):
+            raise ValueError(
+                f"{self.host} can be reached from outside; set a token (FINPERCEP_TOKEN, 16 characters or more), or listen on "
+                "127.0.0.1"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

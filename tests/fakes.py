@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import httpx
@@ -14,6 +14,7 @@ from data_synth.schema.pixels import RGB8
 from finpercep.predictor import Assessment, ScoreBatch
 from finpercep.regions import find_regions
 from finpercep.reward import RewardWeights, fuse
+from rm_server.registry import Registry
 
 
 class FakePredictor:
@@ -24,6 +25,8 @@ class FakePredictor:
 
     name = "fake"
     min_side = 32
+    untiled = 1024 * 1024
+    takes_lr = False
 
     def __init__(
         self, rung: str = "RM_1", *, has_map: bool = True, spoil: Callable[[ScoreBatch], ScoreBatch] | None = None
@@ -35,13 +38,17 @@ class FakePredictor:
     def score(self, images: torch.Tensor) -> ScoreBatch:
         assert images.dtype == torch.float32
         self.batches.append(tuple(images.shape))
+        batch = self.model(images)
+        return self.spoil(batch) if self.spoil else batch
+
+    def model(self, images: torch.Tensor) -> ScoreBatch:
+        """What it was made to be; `score` may be spoilt."""
         luma = images.mean(dim=1, keepdim=True)
         contrast = (luma - avg_pool2d(luma, 3, stride=1, padding=1, count_include_pad=False)) ** 2
         degradation = 1 - torch.exp(-40 * contrast[:, 0])
         colour = (torch.cos(3 * images) * torch.tensor([1.0, -0.5, 0.25])[:, None, None]).mean(dim=(1, 2, 3))
         score = torch.sigmoid(1 + colour - 3 * degradation.mean(dim=(1, 2)) * self.has_map)
-        batch = ScoreBatch(score, degradation if self.has_map else None)
-        return self.spoil(batch) if self.spoil else batch
+        return ScoreBatch(score, degradation if self.has_map else None)
 
     def assess(self, pixels: RGB8, weights: RewardWeights | None = None) -> Assessment:
         with torch.no_grad():
@@ -57,6 +64,11 @@ class FakePredictor:
 def fake_ladder() -> dict[str, FakePredictor]:
     """RM_0 without a map, RM_1 and RM_2 with one."""
     return {rung: FakePredictor(rung, has_map=rung != "RM_0") for rung in ("RM_0", "RM_1", "RM_2")}
+
+
+def registry_of(predictors: Mapping[str, Any]) -> Registry:
+    """The rungs of a server with one device."""
+    return Registry({rung: [predictor] for rung, predictor in predictors.items()})
 
 
 class AppTransport(httpx.BaseTransport):

@@ -88,6 +88,16 @@ def decode_reduced(
     return np.array(upright, dtype=np.uint8), (height, width)
 
 
+def stored_size(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> tuple[int, int]:
+    """(height, width) as stored, before EXIF orientation, from the header alone: no pixel is decoded.
+
+    Raises:
+        ImageError: not a picture, or larger than ``max_pixels``.
+    """
+    with quiet_metadata(), _opened(source, max_pixels, name) as picture:
+        return picture.height, picture.width
+
+
 @contextmanager
 def quiet_metadata() -> Iterator[None]:
     """Silence Pillow's warnings about size and damaged metadata: pixels are checked, the rest is not used.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,9 +18,16 @@ def serve(
     model: Annotated[Path | None, typer.Option(help="Folder of a ladder; the packaged one when absent.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on (default 127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on (default 8000); 0 picks a free one.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda[:i].")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda[:i], or several separated by commas: a worker on each.")
+    ] = None,
+    model_root: Annotated[Path | None, typer.Option(help="Folder of ladders that PUT /rungs/NAME may load rungs from.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 (default) or bf16.")] = None,
 ) -> None:
     """Serve a reward model over HTTP. Prints its address when it is ready; options may also come as FINPERCEP_PORT, ….
+
+    Tokens come by the environment alone: FINPERCEP_TOKEN for callers, FINPERCEP_ADMIN_TOKEN for PUT /rungs. Every other setting
+    has a variable too (`rm_server.settings`).
 
     Example: finpercep serve --port 8000, then: curl -F image=@photo.png http://127.0.0.1:8000/score
     """
@@ -34,14 +42,26 @@ def serve(
         from rm_server.settings import Settings
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "fastapi", "server") from error
-    given: dict[str, Any] = {"model": model, "host": host, "port": port, "device": device}
+    given: dict[str, Any] = {
+        "model": model,
+        "host": host,
+        "port": port,
+        "device": device,
+        "model_root": model_root,
+        "precision": precision,
+    }
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         fault = error.errors()[0]
-        raise ConfigError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, got {fault['input']!r}") from error
-    predictors = load_predictors(settings.model or packaged_model_folder(), resolve_device(settings.device))
-    run_server(Registry(predictors), settings)
+        setting = ".".join(map(str, fault["loc"]))  # no received value: it may be a token
+        raise ConfigError(f"{setting}: {fault['msg']}" if setting else fault["msg"].removeprefix("Value error, ")) from error
+    folder = settings.model or packaged_model_folder()
+    ladders = [load_predictors(folder, resolve_device(name.strip())) for name in settings.device.split(",")]
+    registry = Registry({rung: [ladder[rung] for ladder in ladders] for rung in ladders[0]})
+    logging.getLogger("rm_server.access").setLevel(logging.INFO)
+    logging.basicConfig(format="%(message)s")
+    run_server(registry, settings)
 
 
 def run_server(registry: Registry, settings: Settings) -> None:
@@ -66,7 +86,12 @@ def run_server(registry: Registry, settings: Settings) -> None:
     with _listen(settings.host, settings.port) as listener:
         name, port = listener.getsockname()[:2]
         address = f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
-        config = uvicorn.Config(create_app(registry, settings), log_level="warning", access_log=False)
+        config = uvicorn.Config(
+            create_app(registry, settings),
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=settings.drain_seconds,
+        )
         Announcing(config).run(sockets=[listener])
 
 

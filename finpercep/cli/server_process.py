@@ -106,7 +106,7 @@ class ServerProcess:
 
     def _answers(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/healthz", timeout=5, trust_env=False).is_success
+            return httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False).is_success
         except httpx.HTTPError:
             return False
 

@@ -1,7 +1,8 @@
 """`ScoreRequest` and `ScoreResponse` ⇄ safetensors bytes. Whatever the bytes, decoding raises nothing but `WireError`.
 
-A tensor's name says its shape: ``images`` is N×3×H×W, ``image.0``, ``image.1``, … are 3×H×W each; ``maps``/``map.i`` and
-``grads``/``grad.i`` likewise. Everything else travels in the file's string metadata, under the names listed below.
+A tensor's name says its shape: ``images`` is N×3×H×W, ``image.0``, ``image.1``, … are 3×H×W each; ``lr``/``lr.i``,
+``maps``/``map.i`` and ``grads``/``grad.i`` likewise. Everything else travels in the file's string metadata, under the names
+listed below.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def encode_request(request: ScoreRequest) -> bytes:
     }
     if request.rung is not None:
         metadata["rung"] = request.rung
-    return save(_pack(request.images, "images", "image"), metadata=metadata)
+    tensors = _pack(request.images, "images", "image") | _pack(request.lr, "lr", "lr")
+    return save(tensors, metadata=metadata)
 
 
 def decode_request(body: bytes) -> ScoreRequest:
@@ -68,14 +70,16 @@ def decode_request(body: bytes) -> ScoreRequest:
     """
     tensors, metadata = _open(REQUEST, body, REQUEST_METADATA)
     images = _unpack(REQUEST, tensors, "images", "image", None)
+    lr = _unpack(REQUEST, tensors, "lr", "lr", None)
     if tensors:
-        raise WireError(REQUEST, "tensors", "images, or image.0, image.1, …", sorted(tensors)[0])
+        raise WireError(REQUEST, "tensors", "images, or image.0, image.1, …; lr likewise", sorted(tensors)[0])
     return ScoreRequest(
         images=() if images is None else images,  # type: ignore[arg-type]  # with no count given no entry is None
         rung=metadata.get("rung"),
         weights=_weights(metadata.get("weights")),
         grad=_flag("grad", metadata.get("grad", "false")),
         map=_flag("map", metadata.get("map", "false")),
+        lr=lr,  # type: ignore[arg-type]
     )
 
 

@@ -20,19 +20,19 @@ PIXEL_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 REQUEST, RESPONSE = "score request", "score response"
 
 
-def check_images(images: torch.Tensor | Sequence[torch.Tensor]) -> None:
+def check_images(images: torch.Tensor | Sequence[torch.Tensor], stacked: str = "images", single: str = "image") -> None:
     """Require N×3×H×W, or a list of 3×H×W of any sizes; a wire dtype; finite; floats in [0, 1].
 
     Raises:
         WireError: names the tensor, what was expected and what was received.
     """
     if isinstance(images, torch.Tensor):
-        _check_pixels("images", images, ("N", "3", "H", "W"))
+        _check_pixels(stacked, images, ("N", "3", "H", "W"))
         return
     if not images:
-        raise WireError(REQUEST, "images", "at least one image", "none")
+        raise WireError(REQUEST, stacked, "at least one image", "none")
     for index, image in enumerate(images):
-        _check_pixels(f"image.{index}", image, ("3", "H", "W"))
+        _check_pixels(f"{single}.{index}", image, ("3", "H", "W"))
 
 
 def _check_pixels(name: str, tensor: torch.Tensor, axes: tuple[str, ...]) -> None:
@@ -60,6 +60,8 @@ class ScoreRequest:
         weights: weights of the fused reward R.
         grad: whether ∂R/∂image is wanted.
         map: whether the degradation maps are wanted.
+        lr: the low-resolution pictures the images were made from, one for each, stacked or not as they like; for a rung that
+            takes them.
     """
 
     images: torch.Tensor | tuple[torch.Tensor, ...]
@@ -67,9 +69,14 @@ class ScoreRequest:
     weights: RewardWeights = field(default_factory=RewardWeights)
     grad: bool = False
     map: bool = False
+    lr: torch.Tensor | tuple[torch.Tensor, ...] | None = None
 
     def __post_init__(self) -> None:
         check_images(self.images)
+        if self.lr is not None:
+            check_images(self.lr, "lr", "lr")
+            if len(self.lr) != len(self.images):
+                raise WireError(REQUEST, "lr", f"one picture for each of the {len(self.images)} images", len(self.lr))
 
     def __len__(self) -> int:
         return len(self.images)

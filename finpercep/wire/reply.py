@@ -88,6 +88,7 @@ class RungReply(WireModel):
     name: str
     digest: str
     has_map: bool
+    takes_lr: bool = Field(default=False, description="Whether it can also be shown the low-resolution picture.")
 
 
 class ModelReply(WireModel):

@@ -61,7 +61,7 @@ def test_json_names_are_those_of_the_architecture():
         "RegionReply": ["box", "area", "mean", "peak"],
     }
     assert list(ModelReply.model_fields) == ["name", "rung", "digest", "rungs", "wire"]
-    assert list(RungReply.model_fields) == ["name", "digest", "has_map"]
+    assert list(RungReply.model_fields) == ["name", "digest", "has_map", "takes_lr"]
     assert (wire.WIRE_HEADER, wire.TENSOR_MEDIA_TYPE) == ("finpercep-wire", "application/x-safetensors")
 
 

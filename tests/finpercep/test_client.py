@@ -18,16 +18,15 @@ from finpercep.local_reward import LocalSource
 from finpercep.reward import RewardWeights
 from finpercep.wire import ModelId, ScoreResponse, Timing, encode_response
 from rm_server.app import create_app
-from rm_server.registry import Registry
 from rm_server.settings import Settings
-from tests.fakes import AppTransport, FakePredictor, fake_ladder, photo
+from tests.fakes import AppTransport, FakePredictor, fake_ladder, photo, registry_of
 
 WEIGHTS = RewardWeights(1.0, 0.7, 0.3, 0.05)
 URL = "http://server"
 
 
 def client_of(predictors: dict[str, FakePredictor], **options: object) -> RewardClient:
-    return RewardClient(URL, transport=AppTransport(create_app(Registry(predictors), Settings())), **options)
+    return RewardClient(URL, transport=AppTransport(create_app(registry_of(predictors), Settings())), **options)
 
 
 @pytest.fixture
@@ -82,7 +81,7 @@ def test_no_gradient_is_asked_for_when_none_is_needed():
             seen.append(request)
             return super().handle_request(request)
 
-    transport = Watching(create_app(Registry(ladder), Settings()))
+    transport = Watching(create_app(registry_of(ladder), Settings()))
     with RewardClient(URL, transport=transport) as client:
         rewards = client.reward_fn("RM_1", WEIGHTS)(images())
         assert not rewards.reward.requires_grad
@@ -209,7 +208,7 @@ def test_another_rung_must_not_answer():
 def failing(*errors: Exception | int) -> tuple[httpx.BaseTransport, list[object]]:
     """A transport whose first answers are ``errors`` (exceptions or statuses), then the real application's."""
     queue, calls = list(errors), []
-    app = AppTransport(create_app(Registry(fake_ladder()), Settings()))
+    app = AppTransport(create_app(registry_of(fake_ladder()), Settings()))
 
     def handle(request: httpx.Request) -> httpx.Response:
         calls.append(request)

@@ -22,9 +22,8 @@ from finpercep.reward import Rewards, RewardWeights
 from finpercep.rl.refl import ReflConfig
 from finpercep.training.metrics_log import read_metrics
 from rm_server.app import create_app
-from rm_server.registry import Registry
 from rm_server.settings import Settings
-from tests.fakes import AppTransport
+from tests.fakes import AppTransport, registry_of
 
 CONFIG = FinetuneConfig(steps=6, batch_size=2, crop=32, save_every=2, lr=1e-3, refl=ReflConfig(gram_weight=1.0))
 
@@ -88,7 +87,7 @@ def test_the_loop_cannot_tell_a_remote_reward_from_a_local_one(small_policy, pre
     remote_policy = small_policy.frozen_copy()
     remote_policy.unet.requires_grad_(True).train(small_policy.unet.training)
     local = run(small_policy, LocalSource(predictors), tmp_path / "local")
-    app = create_app(Registry(predictors), Settings())
+    app = create_app(registry_of(predictors), Settings())
     with RewardClient("http://test", transport=AppTransport(app)) as client:
         remote = run(remote_policy, client, tmp_path / "remote")
     for a, b in zip(local, remote, strict=True):

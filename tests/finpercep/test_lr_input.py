@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from finpercep.errors import ConfigError, ImageError
-from finpercep.predictor import Predictor
+from finpercep.predictor import Predictor, as_image
 from finpercep.reward_model.build import build_reward_model
 from finpercep.reward_model.config import RewardModelConfig
 from finpercep.reward_model.lr_evidence import GAIN, lr_difference, lr_evidence, lr_evidence_in
@@ -43,13 +43,13 @@ def test_evidence_in_a_window_is_that_of_the_whole(window):
     assert torch.allclose(lr_evidence_in(difference, (50, 70), window), whole, atol=1e-5)
 
 
-@torch.no_grad()
 def test_tiles_see_the_lr_picture_as_the_whole_does():
-    predictor = Predictor(build(), name="m", rung="RM_1", digest="d", tile=64, margin=128)
-    pixels, lr = photo(230, 330), photo(58, 83, seed=1)
-    whole, tiled = predictor._untiled(pixels, lr), predictor._tiled(pixels, lr)
-    assert (whole.map - tiled.map).abs().max() < 1e-4 and (whole.score - tiled.score).abs().max() < 1e-4
-    assert (whole.map - predictor._untiled(pixels, None).map).abs().max() > 1e-3
+    whole = Predictor(build(), name="m", rung="RM_1", digest="d", tile=64, margin=128)
+    tiled = Predictor(whole.model, name="m", rung="RM_1", digest="d", tile=64, margin=128, untiled=0)
+    image, lr = as_image(photo(230, 330)), as_image(photo(58, 83, seed=1))
+    one, other = whole.score_one(image, lr), tiled.score_one(image, lr)
+    assert (one.map - other.map).abs().max() < 1e-4 and (one.score - other.score).abs().max() < 1e-4
+    assert (one.map - whole.score_one(image).map).abs().max() > 1e-3
 
 
 def test_a_predictor_says_what_is_wrong_with_an_lr_picture():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from finpercep import predictor as predictor_module
 from finpercep.errors import ConfigError, ImageError, RewardError
 from finpercep.predictor import Predictor, load_predictor, load_predictors, packaged_model_folder
 from finpercep.reward import RewardWeights, fuse
@@ -40,10 +39,9 @@ def test_rung_zero_has_no_map(small_ladder):
 
 
 def test_large_pictures_go_through_in_tiles(finest, monkeypatch):
-    monkeypatch.setattr(predictor_module, "UNTILED_PIXELS", 100 * 100)
-    pixels = picture(200, 220)
-    monkeypatch.setattr(finest, "_untiled", lambda *_: pytest.fail("not tiled"))
-    assert finest.assess(pixels).map.shape == (200, 220)
+    monkeypatch.setattr(finest, "untiled", 100 * 100)
+    monkeypatch.setattr(finest, "score", lambda *_: pytest.fail("not tiled"))
+    assert finest.assess(picture(200, 220)).map.shape == (200, 220)
 
 
 def test_a_score_that_is_not_finite_is_an_error(small_ladder):

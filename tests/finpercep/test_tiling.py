@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finpercep.predictor import Predictor, load_predictor, load_predictors, packaged_model_folder
+from finpercep.predictor import Predictor, as_image, load_predictor, load_predictors, packaged_model_folder
 from finpercep.tiling import BAND, map_in_bands, tiles
 
 PACKAGED = sorted(path.parent.name for path in packaged_model_folder().glob("*/config.json"))
@@ -29,9 +29,8 @@ def picture(height, width, seed=0):
 
 
 def tiled_and_whole(predictor, pixels, tile):
-    small = Predictor(predictor.model, name="small", rung=predictor.rung, digest="", tile=tile)
-    with torch.no_grad():
-        return small._tiled(pixels), small._untiled(pixels)
+    small = Predictor(predictor.model, name="small", rung=predictor.rung, digest="", tile=tile, untiled=0)
+    return small.score_one(as_image(pixels)), predictor.score_one(as_image(pixels))
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import shutil
 
 import httpx
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
+from safetensors.torch import load
 
 from data_synth.schema.pixels import encode_png
 from finpercep.heatmap import heat_colours, map_samples, overlay
+from finpercep.predictor import load_predictor
+from finpercep.regions import find_regions
 from finpercep.reward import RewardWeights, fuse
 from finpercep.wire import (
     TENSOR_MEDIA_TYPE,
@@ -24,10 +30,10 @@ from finpercep.wire import (
     encode_request,
     parse_reply,
 )
+from rm_server import canary
 from rm_server.app import create_app
-from rm_server.registry import Registry
 from rm_server.settings import Settings
-from tests.fakes import AppTransport, FakePredictor, fake_ladder, photo
+from tests.fakes import AppTransport, FakePredictor, fake_ladder, photo, registry_of
 
 PHOTO = photo()
 PNG = encode_png(PHOTO)
@@ -35,7 +41,7 @@ SMALL = encode_png(photo(20, 64))
 
 
 def http_of(predictors: dict[str, FakePredictor], **settings: object) -> httpx.Client:
-    app = create_app(Registry(predictors), Settings(**settings))
+    app = create_app(registry_of(predictors), Settings(**settings))
     return httpx.Client(transport=AppTransport(app), base_url="http://server")
 
 
@@ -172,6 +178,52 @@ def test_maps_come_as_pictures(http, ladder):
             np.testing.assert_array_equal(np.asarray(picture), pixels)
 
 
+def test_json_with_base64_and_multipart_agree(http):
+    text = base64.b64encode(PNG).decode()
+    expected = items(http.post("/score", files=upload(PNG)))
+    assert items(http.post("/score", json={"image": text})) == expected
+    assert items(http.post("/score", json={"image": [text, f"data:image/png;base64,{text}"]})) == expected * 2
+
+
+def test_a_raw_map_is_the_map(http, ladder):
+    (item,) = items(http.post("/score", files=upload(PNG), params={"map": "raw"}))
+    expected = ladder["RM_2"].assess(PHOTO).map
+    assert torch.equal(load(base64.b64decode(item.map))["map"], expected)
+
+
+@pytest.mark.parametrize(("side", "shape"), [(16, (12, 16)), (64, (48, 64)), (128, (96, 128))])
+def test_a_map_of_another_size_keeps_its_mean(http, side, shape):
+    (item,) = items(http.post("/score", files=upload(PNG), params={"map": "raw", "map_size": side}))
+    resized = load(base64.b64decode(item.map))["map"]
+    assert resized.shape == shape
+    assert float(resized.mean()) == pytest.approx(item.mean_degradation, rel=1e-2)
+    (picture,) = items(http.post("/score", files=upload(PNG), params={"map": "overlay", "map_size": side}))
+    with Image.open(io.BytesIO(base64.b64decode(picture.map))) as opened:
+        assert opened.size == shape[::-1]
+
+
+def test_regions_follow_their_threshold_and_may_be_left_out(http, ladder):
+    degradation = ladder["RM_2"].assess(PHOTO).map
+    query = {"region_threshold": 0.03, "region_min_area": 2}
+    (item,) = items(http.post("/score", files=upload(PNG), params=query))
+    assert [region.box for region in item.regions] == [region.box for region in find_regions(degradation, 0.03, 2)]
+    assert item.regions
+    (without,) = items(http.post("/score", files=upload(PNG), params={"regions": "false"}))
+    assert without.regions is None and without.score == item.score
+
+
+@pytest.mark.parametrize(("wanted", "rung"), [("0", "RM_0"), ("1", "RM_1"), ("-1", "RM_2"), ("digest-of-RM_0", "RM_0")])
+def test_a_rung_by_index_and_digest(http, wanted, rung):
+    assert http.post("/score", files=upload(PNG), params={"rung": wanted}).json()["model"]["rung"] == rung
+
+
+def test_an_lr_picture_for_a_rung_that_takes_none_is_that_images_error(http):
+    files = [*upload(PNG, PNG), *upload(SMALL, SMALL, field="lr")]
+    assert all("RM_2 takes no LR picture" in item.error for item in items(http.post("/score", files=files)))
+    answer = http.post("/score", files=[*upload(PNG, PNG), *upload(SMALL, field="lr")])
+    assert answer.status_code == 400 and "one 'lr' for each of the 2 images" in refusal(answer)
+
+
 # --- tensors ---
 
 
@@ -225,7 +277,8 @@ def test_not_finite_is_an_error_never_a_number():
         assert got.reward[0].isfinite() and got.maps[1] is None
         answer = http.post("/score", files=upload(PNG))
         assert answer.status_code == 500 and "not finite" in answer.json()["detail"]
-        assert all("not finite" in item.error for item in items(http.post("/score", files=upload(PNG, PNG))))
+        good, broken = items(http.post("/score", files=upload(PNG, PNG)))  # one batch, the last of which is spoilt
+        assert good.error is None and "not finite" in broken.error and broken.score is None
 
 
 def test_a_model_that_raises_is_a_sentence_too():
@@ -235,7 +288,7 @@ def test_a_model_that_raises_is_a_sentence_too():
     with http_of({"RM_1": FakePredictor(spoil=spoil)}) as http:
         answer = http.post("/score", files=upload(PNG))
         assert answer.status_code == 500
-        assert answer.json() == {"detail": "RM_1 failed on this image; the server's log says why"}
+        assert refusal(answer) == "RM_1 failed on this image; the server's log says why"
         got = http.post(
             "/score", content=encode_request(ScoreRequest(torch.rand(1, 3, 32, 32))), headers={"content-type": TENSOR_MEDIA_TYPE}
         )
@@ -246,15 +299,24 @@ def test_a_model_that_raises_is_a_sentence_too():
 
 
 def refusal(answer: httpx.Response) -> str:
-    detail = answer.json()["detail"]
-    assert list(answer.json()) == ["detail"] and isinstance(detail, str) and "\n" not in detail
+    """The sentence of problem details (RFC 9457)."""
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert set(problem) - {"field", "expected", "received"} == {"type", "title", "status", "detail"}
+    assert problem["status"] == answer.status_code and problem["type"].startswith("urn:finpercep:")
+    detail = problem["detail"]
+    assert isinstance(detail, str) and "\n" not in detail
     return detail
 
 
 @pytest.mark.parametrize(
     ("body", "content_type", "status", "words"),
     [
-        (b"{}", "application/json", 415, "content type must be"),
+        (b"{}", "application/json", 422, "image: Field required"),
+        (b'{"image": []}', "application/json", 400, "at least one file"),
+        (b'{"image": "%%%"}', "application/json", 422, "image: not base64"),
+        (b'{"image": "AAAA", "url": "http://x"}', "application/json", 422, "url: Extra inputs"),
+        (b"not json", "application/json", 422, "Invalid JSON"),
         (b"x=1", "application/x-www-form-urlencoded", 415, "curl -F image=@photo.png"),
         (b"", "image/png", 422, "0 bytes: not a picture"),
         (b"not a picture", "image/png", 422, "13 bytes: not a picture"),
@@ -312,10 +374,10 @@ def test_limits():
         assert answer.status_code == 413 and "at most 20000 bytes" in refusal(answer)
         tall = np.zeros((4096, 33, 3), np.uint8)
         assert "at most 3072 pixels" in refusal(http.post("/score", files=upload(encode_png(tall))))
-        assert http.post("/score", files=upload(SMALL, SMALL, SMALL)).status_code == 400
+        assert http.post("/score", files=upload(SMALL, SMALL, SMALL)).status_code == 413
         for images, status in (
             (torch.zeros(3, 3, 32, 32, dtype=torch.uint8), 413),
-            (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), 422),
+            (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), 413),
         ):
             body = encode_request(ScoreRequest(images))
             answer = http.post("/score", content=body, headers={"content-type": TENSOR_MEDIA_TYPE})
@@ -326,10 +388,152 @@ def test_limits():
 
 
 def test_model_and_health(http):
-    assert http.get("/healthz").json() == {"status": "ok"}
+    assert http.get("/livez").json() == {"status": "alive"}
+    assert http.get("/readyz").json() == {"status": "ready", "rung": "RM_2", "digest": "digest-of-RM_2"}
     reply = parse_reply(ModelReply, http.get("/model").content)
     assert (reply.name, reply.rung, reply.digest, reply.wire) == ("fake", "RM_2", "digest-of-RM_2", 1)
     assert [(rung.name, rung.has_map) for rung in reply.rungs] == [("RM_0", False), ("RM_1", True), ("RM_2", True)]
+
+
+def test_every_answer_has_its_headers(http):
+    for answer in (http.get("/model"), http.get("/nothing"), http.post("/score", content=b"x")):
+        assert answer.headers["finpercep-wire"] == "1"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert len(answer.headers["x-request-id"]) == 32
+        assert "access-control-allow-origin" not in answer.headers
+    assert http.get("/livez", headers={"x-request-id": "run-7.step_3"}).headers["x-request-id"] == "run-7.step_3"
+    assert len(http.get("/livez", headers={"x-request-id": "a b"}).headers["x-request-id"]) == 32
+
+
+def test_metrics_count_what_happened(http):
+    http.post("/score", files=upload(PNG, PNG, SMALL))
+    http.post("/score", files=upload(PNG), params={"rung": "RM_9"})
+    text = http.get("/metrics").text
+    for line in (
+        'finpercep_items_total{rung="RM_2"} 2.0',
+        'finpercep_item_errors_total{kind="unprocessable",rung="RM_2"} 1.0',
+        'finpercep_requests_total{route="/score",status="200"} 1.0',
+        'finpercep_requests_total{route="/score",status="404"} 1.0',
+        'finpercep_batch_images_bucket{le="1.0",rung="RM_2"} 0.0',
+        'finpercep_batch_images_bucket{le="2.0",rung="RM_2"} 2.0',
+        "finpercep_queue_images 0.0",
+        "finpercep_pixels_inside 0.0",
+    ):
+        assert line in text
+
+
+def test_the_log_has_a_line_a_request_and_no_image(http, caplog):
+    with caplog.at_level("INFO", logger="rm_server.access"):
+        http.post("/score", files=upload(PNG, SMALL), headers={"x-request-id": "seen"})
+    line = json.loads(caplog.records[-1].message)
+    assert {name: line[name] for name in ("id", "method", "path", "status", "rung", "images", "failed")} == {
+        "id": "seen", "method": "POST", "path": "/score", "status": 200, "rung": "RM_2", "images": 2, "failed": 1,
+    }  # fmt: skip
+    assert line["received"] > len(PNG) and line["sent"] > 0
+
+
+TOKEN, ADMIN = "a-token-of-sixteen", "another-token-of-sixteen"
+
+
+def test_tokens():
+    with http_of(fake_ladder(), token=TOKEN) as http:
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": TOKEN}, {"authorization": f"Basic {TOKEN}"}):
+            answer = http.post("/score", files=upload(PNG), headers=headers)
+            assert answer.status_code == 401 and "Bearer TOKEN" in refusal(answer) and TOKEN not in answer.text
+        assert http.get("/model").status_code == http.get("/metrics").status_code == 401
+        assert http.get("/livez").status_code == http.get("/readyz").status_code == 200
+        assert items(http.post("/score", files=upload(PNG), headers={"authorization": f"Bearer {TOKEN}"}))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])
+def test_an_address_that_others_can_reach_needs_a_token(host):
+    with pytest.raises(ValidationError, match="set a token"):
+        Settings(host=host)
+    assert Settings(host=host, token=TOKEN).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_loopback_needs_none(host):
+    assert Settings(host=host).token is None
+
+
+# --- rungs that change ---
+
+
+@pytest.fixture
+def root(small_ladder, tmp_path):
+    """A model root with the small ladder, and one that is spoilt."""
+    shutil.copytree(small_ladder, tmp_path / "round-2")
+    shutil.copytree(small_ladder, tmp_path / "spoilt")
+    weights = tmp_path / "spoilt" / "RM_2" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    (tmp_path / "no-ladder").mkdir()
+    return tmp_path
+
+
+def put(http, rung="RM_2", token=ADMIN, **body):
+    return http.put(f"/rungs/{rung}", json=body, headers={"authorization": f"Bearer {token}"} if token else {})
+
+
+def test_a_rung_takes_anothers_place(root, small_ladder):
+    expected = load_predictor(small_ladder, "RM_2")
+    with http_of(fake_ladder(), model_root=root, admin_token=ADMIN) as http:
+        reply = parse_reply(ModelReply, put(http, source="round-2", digest=expected.digest).content)
+        assert (reply.digest, reply.rungs[-1].takes_lr) == (expected.digest, True)
+        answer = http.post("/score", files=upload(PNG))
+        assert answer.json()["model"] == {"name": "small", "rung": "RM_2", "digest": expected.digest}
+        assert items(answer)[0].score == pytest.approx(expected.assess(PHOTO).score, abs=1e-5)
+        low = photo(12, 16, seed=1)
+        (with_lr,) = items(http.post("/score", files=[*upload(PNG), *upload(encode_png(low), field="lr")]))
+        assert with_lr.score == pytest.approx(expected.assess(PHOTO, lr=low).score, abs=1e-5)
+        tensors = score_tensors(http, ScoreRequest((as_tensor(PHOTO),), lr=(as_tensor(low),)))
+        assert float(tensors.score) == pytest.approx(with_lr.score, abs=1e-6)
+        assert http.get("/readyz").json()["digest"] == expected.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        ({"token": None}, 401, "Bearer TOKEN"),
+        ({"token": TOKEN}, 401, "Bearer TOKEN"),
+        ({"source": "../ladder"}, 404, "the model root has no ladder '../ladder'; it has round-2, spoilt"),
+        ({"source": "no-ladder"}, 404, "the model root has no ladder"),
+        ({"source": "spoilt"}, 409, "spoilt: "),
+        ({"rung": "RM_7"}, 409, "has the rungs RM_0, RM_1, RM_2, got 'RM_7'"),
+        ({"digest": "sha256:other"}, 409, "not the one that was asked for"),
+        ({"path": "/etc"}, 422, "path"),
+    ],
+)
+def test_a_rung_that_may_not_take_anothers_place(root, change, status, words):
+    with http_of(fake_ladder(), model_root=root, admin_token=ADMIN) as http:
+        answer = put(http, **{"source": "round-2", **change})
+        assert answer.status_code == status and words in refusal(answer)
+        assert parse_reply(ModelReply, http.get("/model").content).digest == "digest-of-RM_2"
+
+
+def test_a_rung_whose_canary_dies_is_not_put_in_place(root, monkeypatch):
+    monkeypatch.setattr(canary, "expected_numbers", lambda predictor: (0.123, 0.456))
+    with http_of(fake_ladder(), model_root=root, admin_token=ADMIN) as http:
+        answer = put(http, source="round-2")
+        assert answer.status_code == 409 and "the canary's score is" in refusal(answer)
+        assert parse_reply(ModelReply, http.get("/model").content).digest == "digest-of-RM_2"
+
+
+def test_without_a_root_or_a_token_no_rung_changes(root):
+    with http_of(fake_ladder(), model_root=root) as http:
+        assert put(http, source="round-2").status_code == 401
+    with http_of(fake_ladder(), admin_token=ADMIN) as http:
+        assert "--model-root" in refusal(put(http, source="round-2"))
+
+
+def test_a_model_that_went_wrong_is_not_ready():
+    def spoil(batch):
+        return type(batch)(batch.score * 0.5, batch.map)
+
+    with http_of({"RM_1": FakePredictor(spoil=spoil)}) as http:
+        answer = http.get("/readyz")
+        assert answer.status_code == 503 and "the canary's score is" in refusal(answer)
+        assert http.get("/livez").status_code == 200
 
 
 def test_unknown_route_and_method(http):
@@ -339,8 +543,14 @@ def test_unknown_route_and_method(http):
 
 def test_openapi_document_names_the_bodies(http):
     score = http.get("/openapi.json").json()["paths"]["/score"]["post"]
-    assert set(score["requestBody"]["content"]) == {"multipart/form-data", "image/*", TENSOR_MEDIA_TYPE}
-    assert {one["name"] for one in score["parameters"]} == {"rung", "map", "w_score", "w_max", "w_mean", "top_fraction"}
+    assert set(score["requestBody"]["content"]) == {"multipart/form-data", "image/*", "application/json", TENSOR_MEDIA_TYPE}
+    parameters = {one["name"] for one in score["parameters"]}
+    assert parameters == {"rung", "map", "map_size", "regions", "region_threshold", "region_min_area"} | {
+        "w_score",
+        "w_max",
+        "w_mean",
+        "top_fraction",
+    }
 
 
 def test_settings_read_the_environment(monkeypatch):

@@ -63,11 +63,10 @@ def standing_still(batcher, recorder):
 def test_every_job_gets_its_own_result_in_batches_of_one_key_within_the_limit(jobs):
     """And in order of arrival: no job of a key overtakes another of it, and the oldest key goes first."""
     recorder = Recorder()
-    with batcher_of(recorder) as batcher, standing_still(batcher, recorder):
-        with batcher.enter(1) as visit:
-            futures = visit.submit([Job(index, key, pixels) for index, (key, pixels) in enumerate(jobs)])
-            recorder.gate.set()
-            assert [future.result(10).result for future in futures] == [index**2 for index in range(len(jobs))]
+    with batcher_of(recorder) as batcher, standing_still(batcher, recorder), batcher.enter(1) as visit:
+        futures = visit.submit([Job(index, key, pixels) for index, (key, pixels) in enumerate(jobs)])
+        recorder.gate.set()
+        assert [future.result(10).result for future in futures] == [index**2 for index in range(len(jobs))]
     batches = recorder.batches[1:]
     assert sorted(index for batch in batches for index in batch) == list(range(len(jobs)))
     for batch in batches:
@@ -81,12 +80,11 @@ def test_every_job_gets_its_own_result_in_batches_of_one_key_within_the_limit(jo
 
 def test_a_batch_is_filled_before_another_begins():
     recorder = Recorder()
-    with batcher_of(recorder) as batcher, standing_still(batcher, recorder):
-        with batcher.enter(1) as visit:
-            futures = visit.submit([Job(index, "k", 30) for index in range(7)])
-            recorder.gate.set()
-            wait(futures, 10)
-            assert [future.result().batch for future in futures] == [3, 3, 3, 3, 3, 3, 1]
+    with batcher_of(recorder) as batcher, standing_still(batcher, recorder), batcher.enter(1) as visit:
+        futures = visit.submit([Job(index, "k", 30) for index in range(7)])
+        recorder.gate.set()
+        wait(futures, 10)
+        assert [future.result().batch for future in futures] == [3, 3, 3, 3, 3, 3, 1]
     assert recorder.batches[1:] == [[0, 1, 2], [3, 4, 5], [6]]
 
 
@@ -94,26 +92,24 @@ def test_a_batch_is_filled_before_another_begins():
 @given(st.sets(st.integers(0, 11), max_size=4))
 def test_a_poisoned_job_fails_alone(poisoned):
     recorder = Recorder(breaks=lambda batch: bool(poisoned & set(batch)))
-    with batcher_of(recorder) as batcher, standing_still(batcher, recorder):
-        with batcher.enter(1) as visit:
-            futures = visit.submit([Job(index, "k", 1) for index in range(12)])
-            recorder.gate.set()
-            wait(futures, 10)
-            for index, future in enumerate(futures):
-                if index in poisoned:
-                    with pytest.raises(RuntimeError, match=rf"failed on \[{index}\]"):
-                        future.result()
-                else:
-                    assert future.result().result == index**2
+    with batcher_of(recorder) as batcher, standing_still(batcher, recorder), batcher.enter(1) as visit:
+        futures = visit.submit([Job(index, "k", 1) for index in range(12)])
+        recorder.gate.set()
+        wait(futures, 10)
+        for index, future in enumerate(futures):
+            if index in poisoned:
+                with pytest.raises(RuntimeError, match=rf"failed on \[{index}\]"):
+                    future.result()
+            else:
+                assert future.result().result == index**2
 
 
 def test_a_batch_too_large_for_the_device_is_halved():
     recorder = Recorder(breaks=lambda batch: len(batch) > 3)
-    with batcher_of(recorder) as batcher, standing_still(batcher, recorder):
-        with batcher.enter(1) as visit:
-            futures = visit.submit([Job(index, "k", 1) for index in range(8)])
-            recorder.gate.set()
-            assert [future.result(10).result for future in futures] == [index**2 for index in range(8)]
+    with batcher_of(recorder) as batcher, standing_still(batcher, recorder), batcher.enter(1) as visit:
+        futures = visit.submit([Job(index, "k", 1) for index in range(8)])
+        recorder.gate.set()
+        assert [future.result(10).result for future in futures] == [index**2 for index in range(8)]
     assert [len(batch) for batch in recorder.batches[1:]] == [8, 4, 2, 2, 4, 2, 2]
 
 
@@ -177,14 +173,13 @@ def test_a_lone_job_does_not_wait_and_a_second_visitor_is_waited_for():
 
 def test_jobs_whose_time_is_up_are_not_run():
     recorder = Recorder()
-    with batcher_of(recorder) as batcher, standing_still(batcher, recorder):
-        with batcher.enter(1) as visit:
-            late, patient = visit.submit([Job(1, "k", 1, deadline=batcher.clock() + 0.01), Job(2, "k", 1)])
-            time.sleep(0.05)
-            recorder.gate.set()
-            with pytest.raises(DeadlinePassed):
-                late.result(10)
-            assert patient.result(10).result == 4
+    with batcher_of(recorder) as batcher, standing_still(batcher, recorder), batcher.enter(1) as visit:
+        late, patient = visit.submit([Job(1, "k", 1, deadline=batcher.clock() + 0.01), Job(2, "k", 1)])
+        time.sleep(0.05)
+        recorder.gate.set()
+        with pytest.raises(DeadlinePassed):
+            late.result(10)
+        assert patient.result(10).result == 4
     assert recorder.batches == [[-1], [2]]
 
 

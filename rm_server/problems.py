@@ -1,0 +1,104 @@
+"""What a request, or one image of it, is told when it gets no result: RFC 9457 problem details. Knows no route.
+
+A `Problem` is raised anywhere and answered by `answer`; in a reply about several images its sentence is that image's ``error``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from finpercep.errors import FinpercepError, SchemaError
+
+MEDIA_TYPE = "application/problem+json"
+
+TITLES = {
+    "bad-request": "The request cannot be understood",
+    "unauthorised": "A token is needed",
+    "not-found": "There is no such thing here",
+    "conflict": "The rung was not put in place",
+    "too-slow": "The body did not come in time",
+    "too-large": "The request is larger than this server takes",
+    "unsupported-media-type": "The body is of a kind this server does not read",
+    "unprocessable": "The request breaks the contract",
+    "failed": "The server failed",
+    "busy": "The server has no room now",
+    "not-ready": "The server is not ready",
+}
+"""Kind of problem → its title. The type is ``urn:finpercep:KIND``."""
+
+STATUSES = {
+    "bad-request": 400,
+    "unauthorised": 401,
+    "not-found": 404,
+    "too-slow": 408,
+    "conflict": 409,
+    "too-large": 413,
+    "unsupported-media-type": 415,
+    "unprocessable": 422,
+    "failed": 500,
+    "busy": 503,
+    "not-ready": 503,
+}
+KINDS = {status: kind for kind, status in STATUSES.items() if kind != "not-ready"}
+"""Status → its kind, for errors that others raise with a status alone."""
+
+
+class Problem(FinpercepError):
+    """No result, and why.
+
+    Args:
+        kind: a key of `TITLES`.
+        sentence: what was required, what was received, what to do next.
+        field: the part of the request that is wrong.
+        expected: what it must be.
+        received: what it is.
+        headers: of the answer, ``Retry-After`` for one.
+        status: HTTP status, where it is not that of ``kind``.
+
+    Attributes:
+        status: HTTP status, used when the whole request fails.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        sentence: str,
+        *,
+        field: str | None = None,
+        expected: str | None = None,
+        received: object = None,
+        headers: Mapping[str, str] | None = None,
+        status: int | None = None,
+    ) -> None:
+        super().__init__(sentence)
+        self.kind, self.field, self.expected, self.received = kind, field, expected, received
+        self.headers, self.status = dict(headers or {}), status or STATUSES[kind]
+
+    @classmethod
+    def of_schema(cls, error: SchemaError) -> Problem:
+        """A message that breaks a contract."""
+        return cls("unprocessable", str(error), field=error.field, expected=error.expected, received=error.received)
+
+
+def busy(sentence: str, retry_after: int) -> Problem:
+    """No room now; there may be after so many seconds."""
+    return Problem("busy", f"{sentence}; try again in {retry_after} s", headers={"Retry-After": str(retry_after)})
+
+
+def answer(problem: Problem) -> JSONResponse:
+    """The HTTP answer of a problem."""
+    record: dict[str, Any] = {
+        "type": f"urn:finpercep:{problem.kind}",
+        "title": TITLES[problem.kind],
+        "status": problem.status,
+        "detail": str(problem),
+    }
+    for name in ("field", "expected"):
+        if (value := getattr(problem, name)) is not None:
+            record[name] = value
+    if problem.field is not None:
+        record["received"] = problem.received if isinstance(problem.received, str | int | bool) else repr(problem.received)
+    return JSONResponse(record, status_code=problem.status, media_type=MEDIA_TYPE, headers=problem.headers)

@@ -1,0 +1,170 @@
+"""What the routes do: rungs, engine, and the threads that decode and encode. One instance an application."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from finpercep.reward import RewardWeights
+from finpercep.wire import ScoreReply, Timing, decode_request, encode_response
+from rm_server import canary
+from rm_server.batching import BatchLimits, Done
+from rm_server.engine import Engine, ImageResult, ImageWork, Outcome
+from rm_server.observability import Metrics
+from rm_server.options import ScoreOptions
+from rm_server.pictures import Upload, admitted_pixels, as_item, prepared
+from rm_server.problems import Problem
+from rm_server.registry import Registry, ServedRung, load_rung
+from rm_server.settings import Settings
+from rm_server.tensors import respond, works
+
+T = TypeVar("T")
+
+CANARY_SECONDS = 5.0
+"""A canary's result is believed for so long, so that probes cost little."""
+
+
+class Service:
+    """Scores pictures and tensors, and changes rungs.
+
+    Args:
+        registry: the rungs.
+        settings: limits and the model root.
+    """
+
+    def __init__(self, registry: Registry, settings: Settings) -> None:
+        self.registry, self.settings = registry, settings
+        self.devices = [replica.device for replica in registry.default.replicas]
+        limits = BatchLimits(settings.batch_pixels, settings.house_pixels, settings.wait_ms / 1000)
+        bf16 = settings.precision == "bf16"
+        self.engine = Engine(len(self.devices), limits, bf16=bf16, request_seconds=settings.request_seconds)
+        self.metrics = Metrics(self.engine.batcher)
+        self._tolerance = canary.BF16_TOLERANCE if bf16 else canary.TOLERANCE
+        self._pool = ThreadPoolExecutor(settings.decoders, thread_name_prefix="codec")
+        self._canaries: dict[str, tuple[float, str | None]] = {}
+
+    def close(self) -> None:
+        """Finish what runs; drop what waits."""
+        self.engine.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    async def score_pictures(self, request: Request, uploads: Sequence[Upload], options: ScoreOptions) -> ScoreReply:
+        """Decode, score, encode; a picture that fails leaves its neighbours alone, a lone one is the request's failure."""
+        rung = self.registry.get(options.rung)
+        pixels = await self._on_pool(lambda: admitted_pixels(uploads, self.settings.max_pixels))
+        with self.engine.enter(pixels) as visit:
+            begun = time.perf_counter()
+            asked: list[ImageWork | Problem] = list(
+                await asyncio.gather(
+                    *(self._on_pool(prepared, upload, rung, options, self.settings.max_pixels) for upload in uploads)
+                )
+            )
+            decoded = time.perf_counter() - begun
+            outcomes = await until_gone(request, self.engine.score(visit, asked))
+            self._note(request, rung, outcomes)
+            results = [_result(outcome) for outcome in outcomes]
+            begun = time.perf_counter()
+            items = await asyncio.gather(
+                *(self._on_pool(as_item, work, result, options) for work, result in zip(asked, results, strict=True))
+            )
+            timing = _timing(outcomes, decoded + time.perf_counter() - begun)
+            return ScoreReply(items=tuple(items), model=rung.model_id, timing=timing)
+
+    async def score_tensors(self, request: Request, body: bytes) -> bytes:
+        """The same for a safetensors message."""
+        begun = time.perf_counter()
+        asked = await self._on_pool(decode_request, body)
+        if len(asked) > self.settings.max_images:
+            sentence = f"a request must have at most {self.settings.max_images} images, got {len(asked)}"
+            raise Problem("too-large", sentence, field="images", received=len(asked))
+        rung = self.registry.get(asked.rung)
+        jobs = works(asked, rung, self.settings.max_pixels)
+        decoded = time.perf_counter() - begun
+        with self.engine.enter(sum(work.pixels for work in jobs if isinstance(work, ImageWork))) as visit:
+            outcomes = await until_gone(request, self.engine.score(visit, jobs))
+            self._note(request, rung, outcomes)
+            results = [_result(outcome) for outcome in outcomes]
+            timing = _timing(outcomes, decoded)
+            return await self._on_pool(lambda: encode_response(respond(rung, asked, results, timing)))
+
+    async def put_rung(self, name: str, source: str, digest: str | None) -> None:
+        """Serve rung ``name`` of the ladder ``source`` from now on, once its canary has lived.
+
+        Raises:
+            Problem: it cannot be loaded, or its canary has another result than it should.
+        """
+        if self.settings.model_root is None:
+            raise Problem("conflict", "this server has no model root to load rungs from; start it with --model-root DIR")
+        rung = await asyncio.to_thread(load_rung, self.settings.model_root, source, name, self.devices, digest)
+        if fault := await self._canary_fault(rung):
+            raise Problem("conflict", f"{source}/{name} was not put in place: {fault}")
+        self.registry.replace(name, rung)
+        self.metrics.swaps.labels(name).inc()
+
+    async def readiness_fault(self) -> str | None:
+        """Why the default rung is not ready, or None; what its canary said a moment ago still counts."""
+        rung = self.registry.default
+        then, fault = self._canaries.get(rung.digest, (-CANARY_SECONDS, None))
+        if time.monotonic() - then >= CANARY_SECONDS:
+            fault = await self._canary_fault(rung)
+            self._canaries = {rung.digest: (time.monotonic(), fault)}
+        return fault
+
+    async def _canary_fault(self, rung: ServedRung) -> str | None:
+        with self.engine.enter(0) as visit:
+            (outcome,) = await self.engine.score(visit, [ImageWork(rung, canary.canary_image(), RewardWeights())])
+        if isinstance(outcome, Problem):
+            return str(outcome)
+        return canary.fault(rung.expected, outcome.result.numbers, self._tolerance)
+
+    def _note(self, request: Request, rung: ServedRung, outcomes: Sequence[Outcome]) -> None:
+        """Record a request's images; a request of one image fails with that image."""
+        self.metrics.note(rung, outcomes)
+        failed = sum(isinstance(outcome, Problem) for outcome in outcomes)
+        request.state.log = {"rung": rung.rung, "digest": rung.digest, "images": len(outcomes), "failed": failed}
+        if len(outcomes) == 1 and isinstance(outcomes[0], Problem):
+            raise outcomes[0]
+
+    async def _on_pool(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+
+
+class ClientGone(Exception):
+    """Whoever asked has hung up; nobody is left to answer."""
+
+
+async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What ``work`` gives, unless the client hangs up before; then ``work`` is cancelled. The body must have been read.
+
+    Raises:
+        ClientGone: the client hung up.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
+
+
+def _result(outcome: Outcome) -> ImageResult | Problem:
+    return outcome.result if isinstance(outcome, Done) else outcome
+
+
+def _timing(outcomes: Sequence[Outcome], codec_seconds: float) -> Timing:
+    """The longest wait and the longest batch of a request's images."""
+    done = [outcome for outcome in outcomes if isinstance(outcome, Done)]
+    return Timing(
+        queue_ms=1000 * max((one.queue_seconds for one in done), default=0.0),
+        batch_ms=1000 * codec_seconds,
+        compute_ms=1000 * max((one.compute_seconds for one in done), default=0.0),
+    )
