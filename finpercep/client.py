@@ -6,94 +6,83 @@ model changes under a client is an error too, since rewards of two models cannot
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import httpx
-import numpy as np
 import torch
-from PIL import Image
 
 from data_synth.schema.pixels import RGB8, encode_png
-from finpercep.connection import DEFAULT_TIMEOUT, Connection
-from finpercep.errors import RewardChanged, RewardError, RewardRejected, WireError
-from finpercep.heatmap import from_samples
-from finpercep.regions import Region
+from finpercep.async_client import AsyncRewardClient
+from finpercep.connection import DEFAULT_PATIENCE, DEFAULT_TIMEOUT, Connection, RetryPolicy
+from finpercep.errors import RewardRejected
+from finpercep.exchange import (
+    Failures,
+    ImageScore,
+    Named,
+    Part,
+    Pins,
+    checked_request,
+    failed_alone,
+    files_of,
+    in_chunks,
+    in_groups,
+    joined,
+    lone_failure,
+    query_of,
+    read_response,
+    read_scores,
+    reading,
+)
 from finpercep.remote_reward import RemoteReward
 from finpercep.reward import RewardFn, RewardWeights
-from finpercep.wire import (
-    TENSOR_MEDIA_TYPE,
-    ItemReply,
-    ModelId,
-    ModelReply,
-    ScoreReply,
-    ScoreRequest,
-    ScoreResponse,
-    decode_response,
-    encode_request,
-    parse_reply,
-)
+from finpercep.wire import TENSOR_MEDIA_TYPE, ModelReply, ScoreRequest, ScoreResponse, encode_request, parse_reply
 
-__all__ = ["ImageScore", "RemoteReward", "RewardClient"]
+__all__ = ["AsyncRewardClient", "ImageScore", "RemoteReward", "RewardClient"]
 
-MAX_UPLOAD = 32 * 1024 * 1024
-"""Pictures go up in requests of about this many bytes at most."""
-
-
-@dataclass(frozen=True, eq=False)
-class ImageScore:
-    """What a served rung says of one picture: `finpercep.predictor.Assessment`, plus the model that answered.
-
-    Attributes:
-        score: in [0, 1], higher is better.
-        reward: the fused reward; higher is better.
-        map: float32 (H, W) in [0, 1] in steps of 1/65535, 1 = degraded; None when not asked, or when the rung has none.
-        max_degradation: mean of the top fraction of the map; None without a map.
-        mean_degradation: mean of the map; None without a map.
-        regions: connected degraded regions, worst first.
-        model: which model answered.
-    """
-
-    score: float
-    reward: float
-    map: torch.Tensor | None
-    max_degradation: float | None
-    mean_degradation: float | None
-    regions: tuple[Region, ...]
-    model: ModelId
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class RewardClient:
-    """A connection to one reward server; implements `RewardSource`. Use it as a context manager, or call `close`.
+    """A connection to one reward server, or to several that serve the same; implements `RewardSource`.
+
+    Threads may share one. Use it as a context manager, or call `close`.
 
     Args:
-        url: the server's address, ``http://127.0.0.1:8000``.
-        timeout: seconds to wait for one answer.
+        url: a server's address, ``http://127.0.0.1:8000``; or several: when one cannot be reached or is busy, the next is asked.
+        timeout: seconds for one request, all its tries together.
+        patience: of these, seconds during which a server that cannot be reached is tried again.
+        token: the server's, if it asks for one.
         digests: rung → digest it must have; a rung that is not named is held to the digest it has first.
+        concurrency: requests in flight at once, where a call is made of several.
         transport: what carries the requests, for tests; the network when None.
-        sleep: waits between retries.
+        sleep: waits between tries.
+        clock: seconds, never going back.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         *,
         timeout: float = DEFAULT_TIMEOUT,
+        patience: float = DEFAULT_PATIENCE,
+        token: str | None = None,
         digests: Mapping[str, str] | None = None,
+        concurrency: int = 4,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._connection = Connection(url, timeout, transport, sleep)
-        self._digests = dict(digests or {})
-        self._default: str | None = None
+        policy = RetryPolicy(timeout, patience)
+        self._connection = Connection(url, policy, token=token, transport=transport, sleep=sleep, clock=clock)
+        self._pins = Pins(digests)
+        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="reward-client")
+        self._concurrency = concurrency
 
     def __enter__(self) -> Self:
         return self
@@ -103,11 +92,12 @@ class RewardClient:
 
     @property
     def url(self) -> str:
-        """The server's address."""
+        """Address of the server that is asked next."""
         return self._connection.url
 
     def close(self) -> None:
         """Give the connections back."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
         self._connection.close()
 
     def model(self) -> ModelReply:
@@ -117,10 +107,10 @@ class RewardClient:
             RewardChanged: a rung has another digest than before.
         """
         answer = self._connection.send("GET", "/model")
-        with self._reading():
+        with reading(self.url):
             reply = parse_reply(ModelReply, answer.content)
         for rung in reply.rungs:
-            self._pin(rung.name, rung.digest)
+            self._pins.pin(self.url, rung.name, rung.digest)
         return reply
 
     def rungs(self) -> Sequence[str]:
@@ -144,33 +134,34 @@ class RewardClient:
         weights: RewardWeights | None = None,
         grad: bool = False,
         map: bool = False,
+        lr: torch.Tensor | Sequence[torch.Tensor] | None = None,
     ) -> ScoreResponse:
         """Score tensors losslessly; numbers, maps and ∂R/∂image come back as tensors on the CPU.
 
+        What is large goes up in several requests, some at a time; all must be answered by one model.
+
         Args:
-            images: N×3×H×W, scored as one batch, or 3×H×W each; RGB, uint8 or floats in [0, 1].
+            images: N×3×H×W, or 3×H×W each; RGB, uint8 or floats in [0, 1].
             rung: None for the server's default.
             weights: of the reward.
             grad: whether gradients are wanted.
             map: whether maps are wanted.
+            lr: the low-resolution pictures they were made from, one for each, for a rung that takes them.
 
         Returns:
             The response; an image that failed is in its ``errors`` and has NaN for every number.
         """
-        packed = images if isinstance(images, torch.Tensor) else tuple(images)
-        try:
-            body = encode_request(ScoreRequest(packed, rung, weights or RewardWeights(), grad, map))
-        except WireError as error:
-            raise RewardRejected(str(error)) from error
-        answer = self._connection.send("POST", "/score", content=body, headers={"content-type": TENSOR_MEDIA_TYPE})
-        with self._reading():
-            response = decode_response(answer.content)
-        self._check_count(len(packed), len(response))
-        self._check_model(rung, response.model)
-        return response
+        request = checked_request(images, rung, weights, grad, map, lr)
+        return joined(request, list(self._each(self._score_chunk, in_chunks(request))))
 
     def score_files(
-        self, paths: Iterable[str | Path], *, rung: str | None = None, weights: RewardWeights | None = None, map: bool = False
+        self,
+        paths: Iterable[str | Path],
+        *,
+        rung: str | None = None,
+        weights: RewardWeights | None = None,
+        map: bool = False,
+        failures: Failures = "raise",
     ) -> list[ImageScore]:
         """Score picture files as they are, in the order given.
 
@@ -179,105 +170,59 @@ class RewardClient:
             rung: None for the server's default.
             weights: of the reward.
             map: whether maps are wanted.
+            failures: what to do about an image that has no score.
 
         Raises:
-            RewardError: an image has no score; the message names it and says why.
+            RewardError: an image has no score, and ``failures`` is "raise"; the message names it and says why.
         """
         pictures = ((Path(path).name, Path(path).read_bytes()) for path in paths)
-        return self._score_pictures(pictures, rung, weights or RewardWeights(), map)
+        return self._score_pictures(pictures, rung, weights or RewardWeights(), map, failures)
 
     def score_images(
-        self, images: Iterable[RGB8], *, rung: str | None = None, weights: RewardWeights | None = None, map: bool = False
+        self,
+        images: Iterable[RGB8],
+        *,
+        rung: str | None = None,
+        weights: RewardWeights | None = None,
+        map: bool = False,
+        failures: Failures = "raise",
     ) -> list[ImageScore]:
         """Score uint8 H×W×3 RGB pictures (sent as PNG, which loses nothing); otherwise as `score_files`."""
         pictures = ((f"image-{index}.png", encode_png(pixels)) for index, pixels in enumerate(images))
-        return self._score_pictures(pictures, rung, weights or RewardWeights(), map)
+        return self._score_pictures(pictures, rung, weights or RewardWeights(), map, failures)
+
+    def _score_chunk(self, request: ScoreRequest) -> Part:
+        headers = {"content-type": TENSOR_MEDIA_TYPE}
+        try:
+            answer = self._connection.send("POST", "/score", content=encode_request(request), headers=headers)
+        except RewardRejected as error:
+            return lone_failure(error, request)
+        return read_response(self.url, answer.content, request, self._pins)
 
     def _score_pictures(
-        self, pictures: Iterable[tuple[str, bytes]], rung: str | None, weights: RewardWeights, map: bool
+        self, pictures: Iterable[Named], rung: str | None, weights: RewardWeights, map: bool, failures: Failures
     ) -> list[ImageScore]:
-        query = _query(rung, weights, map)
-        scores: list[ImageScore] = []
-        for group in _groups(pictures, MAX_UPLOAD):
-            files = [("image", (name, body, "application/octet-stream")) for name, body in group]
-            answer = self._connection.send("POST", "/score", params=query, files=files)
-            with self._reading():
-                reply = parse_reply(ScoreReply, answer.content)
-                self._check_count(len(group), len(reply.items))
-                self._check_model(rung, reply.model)
-                scores += [_image_score(name, item, reply.model) for (name, _), item in zip(group, reply.items, strict=True)]
-        return scores
+        query = query_of(rung, weights, map)
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """A reply that breaks the contract is no reward."""
+        def ask(group: list[Named]) -> list[ImageScore]:
+            try:
+                answer = self._connection.send("POST", "/score", params=query, files=files_of(group))
+            except RewardRejected as error:
+                return failed_alone(error, group, failures)
+            return read_scores(self.url, answer.content, group, rung, self._pins, failures)
+
+        return [score for scores in self._each(ask, in_groups(pictures)) for score in scores]
+
+    def _each(self, ask: Callable[[T], U], parts: Iterable[T]) -> Iterator[U]:
+        """``ask`` of every part, in order, some at once; no more parts are drawn than are in flight."""
+        waiting = []
         try:
-            yield
-        except WireError as error:
-            raise RewardError(f"{self.url} sent a reply that this client cannot read: {error}") from error
-
-    def _check_count(self, asked: int, answered: int) -> None:
-        if asked != answered:
-            raise RewardError(f"{self.url} was asked about {asked} images and answered about {answered}")
-
-    def _check_model(self, asked: str | None, model: ModelId) -> None:
-        """The rung that was asked for answered, with the digest it had before; without a name, the rung that answered before."""
-        expected = asked or self._default
-        if expected is not None and expected not in {model.rung, model.digest}:
-            raise RewardChanged(f"{self.url}: {expected} was expected to answer, {model.rung} did; restart to go on with it")
-        if asked is None:
-            self._default = model.rung
-        self._pin(model.rung, model.digest)
-
-    def _pin(self, rung: str, digest: str) -> None:
-        expected = self._digests.setdefault(rung, digest)
-        if digest != expected:
-            raise RewardChanged(
-                f"{self.url}: the model behind {rung} has changed (digest {digest}, expected {expected}); "
-                "rewards of two models cannot be compared: serve the old one again, or start a new run"
-            )
-
-
-def _query(rung: str | None, weights: RewardWeights, map: bool) -> dict[str, str]:
-    """The options of `POST /score` for pictures."""
-    query = {"w_score": weights.score, "w_max": weights.max, "w_mean": weights.mean, "top_fraction": weights.top_fraction}
-    options = {name: repr(float(value)) for name, value in query.items()} | {"map": "png" if map else "none"}
-    return options if rung is None else options | {"rung": rung}
-
-
-def _groups(pictures: Iterable[tuple[str, bytes]], size: int) -> Iterator[list[tuple[str, bytes]]]:
-    """Pictures in order, in groups of about ``size`` bytes at most and at least one picture."""
-    group: list[tuple[str, bytes]] = []
-    for picture in pictures:
-        if group and sum(len(body) for _, body in group) + len(picture[1]) > size:
-            yield group
-            group = []
-        group.append(picture)
-    if group:
-        yield group
-
-
-def _image_score(name: str, item: ItemReply, model: ModelId) -> ImageScore:
-    if item.error is not None or item.score is None or item.reward is None:
-        raise RewardError(f"{name}: {item.error}")
-    return ImageScore(
-        score=item.score,
-        reward=item.reward,
-        map=None if item.map is None else _decode_map(item.map),
-        max_degradation=item.max_degradation,
-        mean_degradation=item.mean_degradation,
-        regions=tuple(Region(**region.model_dump()) for region in item.regions or ()),
-        model=model,
-    )
-
-
-def _decode_map(text: str) -> torch.Tensor:
-    """A map out of base64 of a 16-bit grey PNG."""
-    try:
-        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as picture:
-            samples = np.array(picture, dtype=np.uint16) if picture.mode == "I;16" else None
-    except (binascii.Error, OSError, SyntaxError, ValueError) as error:
-        raise WireError("score reply", "map", "base64 of a PNG", str(error)) from error
-    if samples is None:
-        raise WireError("score reply", "map", "16-bit grey samples", "another kind of picture")
-    return torch.from_numpy(from_samples(samples))
+            for part in parts:
+                waiting.append(self._pool.submit(ask, part))
+                if len(waiting) == self._concurrency:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -16,30 +16,42 @@ if TYPE_CHECKING:
 
 
 class RemoteReward:
-    """`RewardFn` of one served rung: values and ∂reward/∂images are those of in-process autograd."""
+    """`RewardFn` of one served rung: values and ∂reward/∂images are those of in-process autograd.
 
-    def __init__(self, client: RewardClient, rung: str, weights: RewardWeights) -> None:
-        self.client = client
-        self.rung = rung
-        self.weights = weights
+    Args:
+        client: asks the server.
+        rung: which.
+        weights: of the reward.
+        failures: "raise" an error where an image has no reward, or give it "nan" in every number, and a gradient of 0.
+    """
+
+    def __init__(
+        self, client: RewardClient, rung: str, weights: RewardWeights, failures: Literal["raise", "nan"] = "raise"
+    ) -> None:
+        self.client, self.rung, self.weights, self.failures = client, rung, weights, failures
 
     def __call__(self, images: torch.Tensor) -> Rewards:
         """Score ``images``, N×3×H×W float RGB in [0, 1]; gradients flow to them from ``reward`` alone.
 
         Raises:
-            RewardError: the reward of any of the images cannot be had.
+            RewardError: the reward of any of the images cannot be had, unless ``failures`` is "nan"; or that of all of them.
         """
         return Rewards(*_Served.apply(images, self))
 
-    def fetch(self, images: torch.Tensor, grad: bool) -> ScoreResponse:
-        """The server's response, every image of which has its numbers."""
+    def fetch(self, images: torch.Tensor, grad: bool) -> tuple[ScoreResponse, torch.Tensor | None]:
+        """The server's response, and the gradient of all images if it was asked for."""
         response = self.client.score_tensor(images, self.rung, self.weights, grad=grad)
-        if response.errors:
+        if response.errors and (self.failures == "raise" or len(response.errors) == len(images)):
             index, sentence = next(iter(response.errors.items()))
             raise RewardError(f"{self.client.url}: {len(response.errors)} of {len(images)} images, image {index}: {sentence}")
-        if grad and (not isinstance(response.grads, torch.Tensor) or response.grads.shape != images.shape):
+        if not grad:
+            return response, None
+        grads = [None] * len(images) if response.grads is None else list(response.grads)
+        nothing = torch.zeros(images.shape[1:])
+        full = [nothing if index in response.errors else one for index, one in enumerate(grads)]
+        if any(one is None or one.shape != images.shape[1:] for one in full):
             raise RewardError(f"{self.client.url} sent no gradient of the images' shape {tuple(images.shape)}")
-        return response
+        return response, torch.stack([one for one in full if one is not None])
 
 
 class _Served(torch.autograd.Function):
@@ -47,8 +59,8 @@ class _Served(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: torch.Tensor, source: RemoteReward) -> tuple[torch.Tensor, ...]:
-        response = source.fetch(images.detach(), grad=ctx.needs_input_grad[0])
-        ctx.save_for_backward(response.grads)
+        response, grads = source.fetch(images.detach(), grad=ctx.needs_input_grad[0])
+        ctx.save_for_backward(grads)
         numbers = (response.reward, response.score, response.max_degradation, response.mean_degradation)
         reward, *monitored = (number.to(images.device) for number in numbers)
         ctx.mark_non_differentiable(*monitored)

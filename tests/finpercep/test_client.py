@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 
 import httpx
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
 
 from data_synth.schema.pixels import encode_png
-from finpercep.client import RewardClient
+from finpercep.client import AsyncRewardClient, RemoteReward, RewardClient
 from finpercep.errors import RewardChanged, RewardError, RewardRejected, RewardUnavailable
 from finpercep.local_reward import LocalSource
 from finpercep.reward import RewardWeights
@@ -150,7 +153,7 @@ def test_scores_of_pictures_and_files(client, tmp_path):
 
 
 def test_pictures_go_up_in_groups(client, monkeypatch):
-    monkeypatch.setattr("finpercep.client.MAX_UPLOAD", 1)
+    monkeypatch.setattr("finpercep.exchange.MAX_UPLOAD", 1)
     pictures = [photo(seed=seed) for seed in range(3)]
     predictor = fake_ladder()["RM_2"]
     assert [one.score for one in client.score_images(pictures)] == [predictor.assess(picture).score for picture in pictures]
@@ -170,6 +173,69 @@ def test_a_bad_picture_is_named(client, tmp_path):
 def test_score_tensor_keeps_errors_apart(client):
     got = client.score_tensor([torch.rand(3, 32, 32), torch.zeros(3, 8, 8)], map=True)
     assert list(got.errors) == [1] and got.score[1].isnan() and got.maps[0].shape == (32, 32)
+
+
+@pytest.mark.parametrize("failures", ["drop", "nan"])
+def test_a_picture_without_a_score_is_left_out_or_nan(client, tmp_path, failures):
+    for name, body in (("a.png", encode_png(photo())), ("bad.png", b"nonsense"), ("c.png", encode_png(photo(seed=1)))):
+        (tmp_path / name).write_bytes(body)
+    paths = sorted(tmp_path.iterdir())
+    scores = client.score_files(paths, failures=failures)
+    good = [score for score in scores if score.error is None]
+    assert [score.score for score in good] == [one.score for one in client.score_files([paths[0], paths[2]])]
+    alone = client.score_files([paths[1]], failures=failures)  # a request of one picture fails as a whole
+    if failures == "drop":
+        assert len(scores) == 2 and alone == []
+    else:
+        for score in (scores[1], alone[0]):
+            assert np.isnan(score.score) and np.isnan(score.reward) and score.error.startswith("bad.png: ")
+
+
+def test_a_reward_that_may_be_nan_has_a_gradient_of_nothing():
+    def spoil(batch):
+        broken = batch.score.clone()
+        broken[1] = float("nan")
+        return type(batch)(broken, batch.map)
+
+    with client_of({"RM_1": FakePredictor(spoil=spoil)}) as client:
+        pixels = images().requires_grad_()
+        rewards = RemoteReward(client, "RM_1", WEIGHTS, failures="nan")(pixels)
+        assert rewards.reward.isnan().tolist() == [False, True, False]
+        rewards.reward[[0, 2]].sum().backward()
+        assert [bool(one.any()) for one in pixels.grad] == [True, False, True] and pixels.grad.isfinite().all()
+    all_broken = {"RM_1": FakePredictor(spoil=lambda batch: type(batch)(batch.score * float("nan"), batch.map))}
+    with client_of(all_broken) as client, pytest.raises(RewardError, match="3 of 3 images"):
+        RemoteReward(client, "RM_1", WEIGHTS, failures="nan")(images())
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(30, 40), st.integers(32, 40)), min_size=1, max_size=7),
+    st.integers(1, 4000),
+    st.booleans(),
+    st.booleans(),
+)
+def test_chunks_join_to_what_one_request_gives(sizes, pixels, grad, wants_map):
+    """Whatever the sizes, failing images (a side below 32) among them, and however small the chunks."""
+    shot = [torch.tensor(photo(*size, seed=index)).permute(2, 0, 1) for index, size in enumerate(sizes)]
+    with client_of(fake_ladder()) as client, pytest.MonkeyPatch.context() as patch:
+        if all(size[0] < 32 for size in sizes):
+            with pytest.raises(RewardRejected, match="at least 32 px"):
+                client.score_tensor(shot[:1], "RM_1")
+            return
+        whole = client.score_tensor(shot, "RM_1", grad=grad, map=wants_map)
+        patch.setattr("finpercep.exchange.MAX_PIXELS", pixels)
+        parts = client.score_tensor(shot, "RM_1", grad=grad, map=wants_map)
+    torch.testing.assert_close(parts.score, whole.score, rtol=0, atol=1e-6, equal_nan=True)
+    assert list(parts.errors) == list(whole.errors)
+    assert all(whole.errors[index] in parts.errors[index] for index in whole.errors)
+    for name in ("maps", "grads"):
+        ours, theirs = getattr(parts, name), getattr(whole, name)
+        assert (ours is None) == (theirs is None)
+        for one, other in zip(ours or (), theirs or (), strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
 # --- the model must stay what it was ---
@@ -216,34 +282,108 @@ def failing(*errors: Exception | int) -> tuple[httpx.BaseTransport, list[object]
             return app.handle_request(request)
         error = queue.pop(0)
         if isinstance(error, int):
-            return httpx.Response(error, json={"detail": "the sentence"})
+            return httpx.Response(error, json={"detail": "the sentence"}, headers={"retry-after": "7"})
         raise error
 
     return httpx.MockTransport(handle), calls
 
 
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self):
+        self.now, self.slept = 0.0, []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
 def test_lost_connections_are_tried_again():
     transport, calls = failing(httpx.ConnectError("refused"), httpx.ReadError("reset"), httpx.RemoteProtocolError("gone"))
-    slept: list[float] = []
-    with RewardClient(URL, transport=transport, sleep=slept.append) as client:
+    clock = Clock()
+    with RewardClient(URL, transport=transport, sleep=clock.sleep, clock=clock) as client:
         got = client.score_tensor(images(), "RM_1")
     assert got.score.isfinite().all() and len(calls) == 4
-    assert slept == [0.1, 0.5, 2.0]
+    for pause, longest in zip(clock.slept, (0.1, 0.2, 0.4), strict=True):
+        assert longest / 2 <= pause <= longest
 
 
 def test_a_server_that_is_not_there():
-    transport, calls = failing(*[httpx.ConnectError("refused")] * 9)
+    transport, calls = failing(*[httpx.ConnectError("refused")] * 999)
     words = r"http://server \(refused\); start one with: finpercep serve"
-    with RewardClient(URL, transport=transport, sleep=lambda _: None) as client, pytest.raises(RewardUnavailable, match=words):
+    clock = Clock()
+    client = RewardClient(URL, transport=transport, patience=2, sleep=clock.sleep, clock=clock)
+    with client, pytest.raises(RewardUnavailable, match=words):
         client.model()
-    assert len(calls) == 4
+    assert 3 < len(calls) < 12 and 0.5 < clock.now <= 2
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_busy_server_is_asked_again_when_it_says(status):
+    transport, calls = failing(status, status)
+    clock = Clock()
+    with RewardClient(URL, transport=transport, sleep=clock.sleep, clock=clock) as client:
+        assert client.model().name == "fake"
+    assert len(calls) == 3 and clock.slept == [7.0, 7.0]
+
+
+def test_one_deadline_for_all_tries_of_a_call():
+    transport, calls = failing(*[503] * 999)
+    clock = Clock()
+    client = RewardClient(URL, transport=transport, timeout=20, sleep=clock.sleep, clock=clock)
+    with client, pytest.raises(RewardUnavailable, match="the sentence"):
+        client.model()
+    assert clock.slept == [7.0, 7.0] and len(calls) == 3
+    timeouts = [request.extensions["timeout"] for request in calls]
+    assert [timeout["read"] for timeout in timeouts] == [20, 13, 6] and timeouts[0]["connect"] == 5
+
+
+class Hosts(httpx.BaseTransport):
+    """Several servers, some of them down; ``asked`` lists who was asked."""
+
+    def __init__(self, *down: str):
+        self.down, self.asked = set(down), []
+        self.app = AppTransport(create_app(registry_of(fake_ladder()), Settings()))
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request.url.host)
+        if request.url.host in self.down:
+            raise httpx.ConnectError("refused")
+        return self.app.handle_request(request)
+
+
+def test_another_server_takes_over_at_once_and_keeps_the_work():
+    hosts, clock = Hosts("a"), Clock()
+    with RewardClient(["http://a", "http://b"], transport=hosts, sleep=clock.sleep, clock=clock) as client:
+        client.model()
+        client.model()
+        assert hosts.asked == ["a", "b", "b"] and clock.slept == []
+        hosts.down = {"b"}
+        client.model()
+        assert hosts.asked[3:] == ["b", "a"] and client.url == "http://a"
+        hosts.down = {"a", "b"}
+        with pytest.raises(RewardUnavailable):
+            client.model()
+        assert set(hosts.asked[5:]) == {"a", "b"} and clock.slept
+
+
+def test_a_token_goes_with_every_request():
+    app = AppTransport(create_app(registry_of(fake_ladder()), Settings(token="a-token-of-sixteen")))
+    with RewardClient(URL, transport=app, token="a-token-of-sixteen") as client:
+        assert client.score_tensor(images()).score.isfinite().all()
+    with RewardClient(URL, transport=app) as client, pytest.raises(RewardRejected, match="Bearer TOKEN") as caught:
+        client.model()
+    assert caught.value.status == 401
 
 
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
         (httpx.ReadTimeout("slow"), RewardUnavailable, "did not answer in time"),
-        (503, RewardUnavailable, "the sentence"),
         (500, RewardError, "the sentence"),
         (404, RewardRejected, "the sentence"),
         (302, RewardError, "the sentence"),
@@ -280,3 +420,41 @@ def test_maps_of_a_rung_without_one_are_none(client):
     assert client.score_images([photo()], rung="RM_0", map=True)[0].map is None
     assert client.score_tensor(images(), "RM_0", map=True).maps is None
     assert np.isfinite(client.score_images([photo()], rung="RM_0")[0].reward)
+
+
+def test_the_asynchronous_client_gives_the_same(tmp_path):
+    app = create_app(registry_of(fake_ladder()), Settings())
+    (tmp_path / "a.png").write_bytes(encode_png(photo()))
+    shot = [torch.tensor(photo(seed=seed)).permute(2, 0, 1) for seed in range(5)]
+
+    async def ask():
+        async with AsyncRewardClient(URL, transport=httpx.ASGITransport(app), concurrency=2) as client:
+            reply = await client.model()
+            tensors = await asyncio.gather(*(client.score_tensor([one], "RM_1", grad=True) for one in shot))
+            files = await client.score_files([tmp_path / "a.png"], rung="RM_1")
+            pictures = await client.score_images([photo()], rung="RM_1")
+            with pytest.raises(RewardRejected, match="unknown rung"):
+                await client.score_tensor(shot, "RM_9")
+            return reply, tensors, files, pictures
+
+    reply, tensors, files, pictures = asyncio.run(ask())
+    with RewardClient(URL, transport=AppTransport(app)) as client:
+        assert client.model() == reply
+        expected = client.score_tensor(shot, "RM_1", grad=True)
+        torch.testing.assert_close(torch.cat([one.score for one in tensors]), expected.score, rtol=0, atol=1e-6)
+        for one, other in zip(tensors, expected.grads, strict=True):
+            torch.testing.assert_close(one.grads[0], other, rtol=1e-5, atol=1e-7)
+        assert files[0].reward == pictures[0].reward == client.score_images([photo()], rung="RM_1")[0].reward
+
+
+def test_the_asynchronous_client_ends_what_it_began_when_one_request_fails(monkeypatch):
+    monkeypatch.setattr("finpercep.exchange.MAX_PIXELS", 1)
+    transport, _ = failing(404)
+
+    async def ask():
+        async with AsyncRewardClient(URL, transport=httpx.MockTransport(transport.handle_request)) as client:
+            with pytest.raises(RewardRejected, match="the sentence"):
+                await client.score_tensor(images(), "RM_1")
+            assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(ask())
