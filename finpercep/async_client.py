@@ -18,8 +18,8 @@ from finpercep.errors import RewardRejected
 from finpercep.exchange import (
     Failures,
     ImageScore,
-    Named,
     Part,
+    Picture,
     Pins,
     checked_request,
     failed_alone,
@@ -28,6 +28,7 @@ from finpercep.exchange import (
     in_groups,
     joined,
     lone_failure,
+    named_files,
     query_of,
     read_response,
     read_scores,
@@ -105,10 +106,11 @@ class AsyncRewardClient:
         rung: str | None = None,
         weights: RewardWeights | None = None,
         map: bool = False,
+        lr: Iterable[str | Path] | None = None,
         failures: Failures = "raise",
     ) -> list[ImageScore]:
         """Score picture files as they are; as `RewardClient.score_files`."""
-        pictures = [(Path(path).name, await asyncio.to_thread(Path(path).read_bytes)) for path in paths]
+        pictures = await asyncio.to_thread(lambda: list(named_files(paths, lr)))
         return await self._score_pictures(pictures, rung, weights or RewardWeights(), map, failures)
 
     async def score_images(
@@ -121,7 +123,7 @@ class AsyncRewardClient:
         failures: Failures = "raise",
     ) -> list[ImageScore]:
         """Score uint8 H×W×3 RGB pictures; as `RewardClient.score_images`."""
-        pictures = [(f"image-{index}.png", encode_png(pixels)) for index, pixels in enumerate(images)]
+        pictures = [Picture(f"image-{index}.png", encode_png(pixels)) for index, pixels in enumerate(images)]
         return await self._score_pictures(pictures, rung, weights or RewardWeights(), map, failures)
 
     async def _score_chunk(self, request: ScoreRequest) -> Part:
@@ -134,11 +136,11 @@ class AsyncRewardClient:
         return read_response(self.url, answer.content, request, self._pins)
 
     async def _score_pictures(
-        self, pictures: Iterable[Named], rung: str | None, weights: RewardWeights, map: bool, failures: Failures
+        self, pictures: Iterable[Picture], rung: str | None, weights: RewardWeights, map: bool, failures: Failures
     ) -> list[ImageScore]:
         query = query_of(rung, weights, map)
 
-        async def ask(group: list[Named]) -> list[ImageScore]:
+        async def ask(group: list[Picture]) -> list[ImageScore]:
             try:
                 answer = await self._connection.send("POST", "/score", params=query, files=files_of(group))
             except RewardRejected as error:

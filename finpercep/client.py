@@ -23,8 +23,8 @@ from finpercep.errors import RewardRejected
 from finpercep.exchange import (
     Failures,
     ImageScore,
-    Named,
     Part,
+    Picture,
     Pins,
     checked_request,
     failed_alone,
@@ -33,6 +33,7 @@ from finpercep.exchange import (
     in_groups,
     joined,
     lone_failure,
+    named_files,
     query_of,
     read_response,
     read_scores,
@@ -161,6 +162,7 @@ class RewardClient:
         rung: str | None = None,
         weights: RewardWeights | None = None,
         map: bool = False,
+        lr: Iterable[str | Path] | None = None,
         failures: Failures = "raise",
     ) -> list[ImageScore]:
         """Score picture files as they are, in the order given.
@@ -170,12 +172,13 @@ class RewardClient:
             rung: None for the server's default.
             weights: of the reward.
             map: whether maps are wanted.
+            lr: the low-resolution pictures they were made from, one for each, for a rung that takes them.
             failures: what to do about an image that has no score.
 
         Raises:
             RewardError: an image has no score, and ``failures`` is "raise"; the message names it and says why.
         """
-        pictures = ((Path(path).name, Path(path).read_bytes()) for path in paths)
+        pictures = named_files(paths, lr)
         return self._score_pictures(pictures, rung, weights or RewardWeights(), map, failures)
 
     def score_images(
@@ -188,7 +191,7 @@ class RewardClient:
         failures: Failures = "raise",
     ) -> list[ImageScore]:
         """Score uint8 H×W×3 RGB pictures (sent as PNG, which loses nothing); otherwise as `score_files`."""
-        pictures = ((f"image-{index}.png", encode_png(pixels)) for index, pixels in enumerate(images))
+        pictures = (Picture(f"image-{index}.png", encode_png(pixels)) for index, pixels in enumerate(images))
         return self._score_pictures(pictures, rung, weights or RewardWeights(), map, failures)
 
     def _score_chunk(self, request: ScoreRequest) -> Part:
@@ -200,11 +203,11 @@ class RewardClient:
         return read_response(self.url, answer.content, request, self._pins)
 
     def _score_pictures(
-        self, pictures: Iterable[Named], rung: str | None, weights: RewardWeights, map: bool, failures: Failures
+        self, pictures: Iterable[Picture], rung: str | None, weights: RewardWeights, map: bool, failures: Failures
     ) -> list[ImageScore]:
         query = query_of(rung, weights, map)
 
-        def ask(group: list[Named]) -> list[ImageScore]:
+        def ask(group: list[Picture]) -> list[ImageScore]:
             try:
                 answer = self._connection.send("POST", "/score", params=query, files=files_of(group))
             except RewardRejected as error:

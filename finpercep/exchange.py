@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -231,8 +232,32 @@ def _joined_stacks(parts: Sequence[Part], name: str, stacked: bool) -> Stack:
 
 # -- pictures -------------------------------------------------------------------------------------------------------
 
-Named = tuple[str, bytes]
-"""A picture's name, and the file's bytes."""
+
+@dataclass(frozen=True)
+class Picture:
+    """A file to score.
+
+    Attributes:
+        name: what errors call it.
+        body: its bytes.
+        lr: bytes of the low-resolution picture it was made from, where that is known.
+    """
+
+    name: str
+    body: bytes
+    lr: bytes | None = None
+
+    def __len__(self) -> int:
+        return len(self.body) + len(self.lr or b"")
+
+
+def named_files(paths: Iterable[str | Path], lr: Iterable[str | Path] | None) -> Iterator[Picture]:
+    """Files, read as they are asked for; ``lr``, where given, has one for each."""
+    if lr is None:
+        yield from (Picture(Path(path).name, Path(path).read_bytes()) for path in paths)
+        return
+    for path, low in zip(paths, lr, strict=True):
+        yield Picture(Path(path).name, Path(path).read_bytes(), Path(low).read_bytes())
 
 
 def query_of(rung: str | None, weights: RewardWeights, map: bool) -> dict[str, str]:
@@ -242,11 +267,12 @@ def query_of(rung: str | None, weights: RewardWeights, map: bool) -> dict[str, s
     return options if rung is None else options | {"rung": rung}
 
 
-def in_groups(pictures: Iterable[Named]) -> Iterator[list[Named]]:
+def in_groups(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
     """Pictures in order, in groups of about `MAX_UPLOAD` bytes and `MAX_PICTURES` at most, and at least one picture."""
-    group: list[Named] = []
+    group: list[Picture] = []
     for picture in pictures:
-        if group and (len(group) == MAX_PICTURES or sum(len(body) for _, body in group) + len(picture[1]) > MAX_UPLOAD):
+        is_full = len(group) == MAX_PICTURES or sum(map(len, group)) + len(picture) > MAX_UPLOAD
+        if group and (is_full or (picture.lr is None) != (group[0].lr is None)):  # all of a request have one, or none
             yield group
             group = []
         group.append(picture)
@@ -254,13 +280,15 @@ def in_groups(pictures: Iterable[Named]) -> Iterator[list[Named]]:
         yield group
 
 
-def files_of(group: Sequence[Named]) -> list[tuple[str, tuple[str, bytes, str]]]:
+def files_of(group: Sequence[Picture]) -> list[tuple[str, tuple[str, bytes, str]]]:
     """A group as multipart fields."""
-    return [("image", (name, body, "application/octet-stream")) for name, body in group]
+    kind = "application/octet-stream"
+    lrs = [("lr", (one.name, one.lr, kind)) for one in group if one.lr is not None]
+    return [("image", (one.name, one.body, kind)) for one in group] + lrs
 
 
 def read_scores(
-    url: str, body: bytes, group: Sequence[Named], rung: str | None, pins: Pins, failures: Failures
+    url: str, body: bytes, group: Sequence[Picture], rung: str | None, pins: Pins, failures: Failures
 ) -> list[ImageScore]:
     """A reply about pictures, checked against what was asked.
 
@@ -271,15 +299,15 @@ def read_scores(
         reply = parse_reply(ScoreReply, body)
         _check_count(url, len(group), len(reply.items))
         pins.check(url, rung, reply.model)
-        scores = [_image_score(name, item, reply.model) for (name, _), item in zip(group, reply.items, strict=True)]
+        scores = [_image_score(one.name, item, reply.model) for one, item in zip(group, reply.items, strict=True)]
     return settled(scores, failures)
 
 
-def failed_alone(error: RewardRejected, group: Sequence[Named], failures: Failures) -> list[ImageScore]:
+def failed_alone(error: RewardRejected, group: Sequence[Picture], failures: Failures) -> list[ImageScore]:
     """The scores of a group whose request was refused: a request of one picture fails with that picture; raises otherwise."""
     if failures == "raise" or len(group) > 1 or error.status not in ITEM_STATUSES:
         raise error
-    nothing = ImageScore(math.nan, math.nan, None, None, None, (), None, error=f"{group[0][0]}: {error}")
+    nothing = ImageScore(math.nan, math.nan, None, None, None, (), None, error=f"{group[0].name}: {error}")
     return settled([nothing], failures)
 
 

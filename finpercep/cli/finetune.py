@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from finpercep.cli.console import figures_table, progress_bar, say, show
-from finpercep.cli.options import Device, Seed
+from finpercep.cli.options import Device, Seed, TokenFile, read_token
 from finpercep.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,9 +22,14 @@ if TYPE_CHECKING:
     from finpercep.predictor import Predictor
     from finpercep.rl.gram import FeatureExtractor
 
+SERVER_PATIENCE = 300.0
+"""Seconds during which a server that was lost may come back without the run noticing."""
+
 
 def finetune(
-    reward: Annotated[str, typer.Option(help="URL of a running `finpercep serve`.")],
+    reward: Annotated[
+        str, typer.Option(help="URL of a running `finpercep serve`, or several of one ladder, separated by commas.")
+    ],
     data: Annotated[Path, typer.Option(help="Folder of photos or a dataset; its photos are degraded on the fly, reproducibly.")],
     out: Annotated[Path, typer.Option(help="Run directory; run again to resume.")],
     algorithm: Annotated[str, typer.Option(help="Fine-tuning algorithm: refl.")] = "refl",
@@ -35,6 +40,7 @@ def finetune(
     lr: Annotated[float, typer.Option(help="Learning rate; the higher, the sooner the reward is hacked.")] = 1e-5,
     reward_weight: Annotated[float, typer.Option(help="Weight of the reward beside the supervised loss; likewise.")] = 0.2,
     gram_weight: Annotated[float, typer.Option(help="Weight of the Gram term that holds the model to its reference.")] = 100.0,
+    token_file: TokenFile = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -59,7 +65,8 @@ def finetune(
         refl=ReflConfig(reward_weight=reward_weight, gram_weight=gram_weight),
     )
     pairs = PhotoPairs(training_photos(data, crop), crop, DegradationConfig.light())
-    with RewardClient(reward) as client:
+    urls = [url.strip() for url in reward.split(",")]
+    with RewardClient(urls, patience=SERVER_PATIENCE, timeout=2 * SERVER_PATIENCE, token=read_token(token_file)) as client:
         last = run_finetuning(policy, client, pairs, config, out, data=str(data), device=resolve_device(device))
     if last is not None:
         rows = [(name, f"{value:.4f}" if isinstance(value, float) else str(value)) for name, value in last.items()]

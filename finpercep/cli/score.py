@@ -15,6 +15,7 @@ import typer
 from data_synth.schema.pixels import PHOTO_SUFFIXES, RGB8, decode_rgb
 from finpercep.cli.console import progress_bar, warn
 from finpercep.cli.map_files import MapFiles
+from finpercep.cli.options import TokenFile, read_token
 from finpercep.errors import ConfigError, FinpercepError, RewardChanged, RewardUnavailable
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def score(
         Path | None,
         typer.Option(help="What the pictures were made from: one's low-resolution picture, or a folder with the same names."),
     ] = None,
+    token_file: TokenFile = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:i].")] = "auto",
 ) -> None:
     """Score pictures: score in [0, 1], higher is better; degradation in [0, 1], 1 is worst. Exit code 1 if any failed.
@@ -89,11 +91,11 @@ def score(
     """
     if server and model:
         raise ConfigError("--model and --server exclude each other: a server has its own model")
-    if server and lr:
-        raise ConfigError("--lr and --server exclude each other: a server takes no LR picture; score here, with --model")
     lr_of = _lr_pictures(images, lr) if lr else {}
     maps = MapFiles.plan(images, map_to) if map_to else None
-    with _on_server(server, rung, maps is not None) if server else _here(model, rung, device, lr_of) as chosen:
+    want_map = maps is not None
+    source = _on_server(server, rung, want_map, lr_of, read_token(token_file)) if server else _here(model, rung, device, lr_of)
+    with source as chosen:
         if maps and not chosen.has_map:
             raise ConfigError(f"{chosen.name} has no map; leave --map away, or choose a later --rung")
         for warning in maps.warnings if maps else ():
@@ -161,24 +163,27 @@ def _here(model: Path | None, rung: str | None, device: str, lr_of: Mapping[Path
 
 
 @contextmanager
-def _on_server(url: str, rung: str | None, want_map: bool) -> Iterator[Rung]:
-    """A rung of a server."""
+def _on_server(url: str, rung: str | None, want_map: bool, lr_of: Mapping[Path, Path], token: str | None) -> Iterator[Rung]:
+    """A rung of a server; ``lr_of``: the LR pictures of those that have one."""
     from finpercep.client import RewardClient
 
-    with RewardClient(url) as client:
+    with RewardClient(url, token=token) as client:
         served = client.model()
         rungs = {one.name: one for one in served.rungs}
         name = rung or served.rung
         if name not in rungs:
             raise ConfigError(f"unknown --rung {name!r}; {url} has {', '.join(rungs)}")
         chosen = rungs[name]
-        yield Rung(
-            name,
-            chosen.digest,
-            chosen.has_map,
+        if lr_of and not chosen.takes_lr:
+            raise ConfigError(
+                f"{name} takes no LR picture; leave --lr away, or ask a server whose ladder was trained with lr_input"
+            )
+
+        def ask(path: Path, _: RGB8) -> Result:
             # the file as it is, not the decoded pixels again: smaller on the way up, and the server decodes with the same code
-            lambda path, _: client.score_files([path], rung=name, map=want_map)[0],
-        )
+            return client.score_files([path], rung=name, map=want_map, lr=[lr_of[path]] if path in lr_of else None)[0]
+
+        yield Rung(name, chosen.digest, chosen.has_map, ask)
 
 
 def _progress(images: Sequence[Path]) -> Iterator[Path]:

@@ -449,10 +449,10 @@ def test_the_asynchronous_client_gives_the_same(tmp_path):
 
 def test_the_asynchronous_client_ends_what_it_began_when_one_request_fails(monkeypatch):
     monkeypatch.setattr("finpercep.exchange.MAX_PIXELS", 1)
-    transport, _ = failing(404)
+    refusing = httpx.MockTransport(lambda _: httpx.Response(404, json={"detail": "the sentence"}))
 
     async def ask():
-        async with AsyncRewardClient(URL, transport=httpx.MockTransport(transport.handle_request)) as client:
+        async with AsyncRewardClient(URL, transport=refusing) as client:
             with pytest.raises(RewardRejected, match="the sentence"):
                 await client.score_tensor(images(), "RM_1")
             assert len(asyncio.all_tasks()) == 1

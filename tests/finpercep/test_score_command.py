@@ -148,10 +148,17 @@ def test_lr_pictures_are_shown_to_the_model(small_ladder, pictures, tmp_path):
     assert [row["score"] for row in both] == pytest.approx(expected, abs=1e-6)
     assert one["score"] == pytest.approx(expected[0], abs=1e-6)
     assert abs(expected[0] - predictor.assess(photo(40, 56)).score) > 1e-5
+    (tmp_path / "token").write_text("a-token-of-sixteen\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FINPERCEP_TOKEN", "a-token-of-sixteen")
+        with ServerProcess(small_ladder) as server:
+            asked = (*pictures[:2], "--json", "--server", server.url, "--lr", folder)
+            served = rows(run(*asked, "--token-file", tmp_path / "token"))
+            assert "Bearer TOKEN" in str(run(*asked).exception)
+    assert [row["score"] for row in served] == pytest.approx(expected, abs=1e-6)
     for arguments, message in {
         (*pictures[:2], "--lr", folder / "a.png"): "must be a folder when there are 2",
         (*pictures, "--lr", folder): "none for .*small.png",
-        (pictures[0], "--lr", folder, "--server", "http://127.0.0.1:9"): "exclude each other",
     }.items():
         with pytest.raises(ConfigError, match=message):
             raise run(*arguments, "--json").exception
