@@ -72,19 +72,33 @@ class ServerProcess:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
+    @property
+    def pid(self) -> int:
+        """Of the process, once entered."""
+        assert self._process is not None
+        return self._process.pid
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._end(self._process)
+
     def stop(self) -> None:
         """Terminate it, and kill it if it does not end. Does nothing when it has been stopped."""
-        if self._process is None:
-            return
-        self._process.terminate()
+        if self._process is not None:
+            self._process.terminate()
+            self._end(self._process)
+
+    def _end(self, process: subprocess.Popen[str]) -> None:
         try:
-            self._process.wait(STOP_SECONDS)
+            process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            process.kill()
+            process.wait()
         self._reader.join()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        assert process.stdout is not None
+        process.stdout.close()
         self._log.close()
         self._process = None
 

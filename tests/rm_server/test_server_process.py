@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -20,6 +22,7 @@ from finpercep.reward import RewardWeights
 from tests.fakes import photo
 
 LARGEST_BODY = 4 * 1024 * 1024
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +86,19 @@ def test_the_curl_of_the_readme(server):
     answer = httpx.post(f"{server.url}/score", files={"image": ("photo.png", encode_png(photo()))}, timeout=60, trust_env=False)
     assert answer.status_code == 200
     assert 0 <= answer.json()["items"][0]["score"] <= 1
+
+
+def test_the_code_of_the_documentation_gives_the_local_reward_and_gradient(server, predictors):
+    (block,) = re.findall(r"^```python\n(.*?)^```", (DOCS / "server.md").read_text(), re.DOTALL | re.MULTILINE)
+    names: dict[str, object] = {}
+    exec(compile(block, "server.md", "exec"), names)
+    images = torch.stack([torch.tensor(photo(seed=seed)).permute(2, 0, 1) / 255 for seed in range(2)])
+    reward, gradient = names["reward_and_gradient"](server.url, images)
+    pixels = images.clone().requires_grad_()
+    expected = LocalSource(predictors).reward_fn("RM_2", RewardWeights())(pixels).reward
+    expected.sum().backward()
+    torch.testing.assert_close(reward, expected.detach(), rtol=0, atol=1e-5)
+    assert (gradient - pixels.grad).abs().max() < 1e-3 * pixels.grad.abs().max()
 
 
 def test_an_early_refusal_reaches_a_client_that_is_still_sending(server, client):
