@@ -90,7 +90,7 @@ class Encoder(nn.Module):
 
 class Decoder(nn.Module):
     def forward(self, features):
-        return 2 * F.avg_pool2d(features[0], map_stride).mean(1)
+        return 2 * F.avg_pool2d(features[0][:, :3], map_stride).mean(1)
 
 def memory(field):
     status = Path("/proc/self/status").read_text().splitlines()
@@ -99,7 +99,7 @@ def memory(field):
 torch.set_num_threads(1)
 model = load_predictor(packaged_model_folder()).model
 stride, map_stride = model.config.deep_stride, model.config.map_stride
-channels = model.encoder(torch.zeros(1, 3, 64, 64))[-1].shape[1]
+channels = model.features(torch.zeros(1, 3, 64, 64))[-1].shape[1]
 model.encoder, model.map_decoder = Encoder(), Decoder()
 predictor = Predictor(model, name="cheap", rung="RM", digest="")
 predictor.assess(np.zeros((64, 64, 3), dtype=np.uint8))

@@ -154,7 +154,7 @@ def make_other_finest(ladder) -> str:
     from finpercep.reward_model.model import FinPercepRM
 
     model = FinPercepRM.load(ladder / "RM_2")
-    state = {name: tensor * 1.5 if name.startswith("head.") else tensor for name, tensor in model.state_dict().items()}
+    state = {name: tensor * 1.5 if name.startswith("score_head.") else tensor for name, tensor in model.state_dict().items()}
     digest = write_checkpoint(ladder / "RM_2", model.config.to_json(), state)
     record = read_ladder(ladder)
     rungs = [LadderRung(one.rung, one.path, digest if one.rung == "RM_2" else one.digest) for one in record.rungs]
