@@ -35,7 +35,9 @@ class Settings(BaseSettings):
     max_images: int = Field(256, gt=0, description="Most images in one request.")
     house_bytes: int = Field(1024 * MEBI, gt=0, description="Bodies of all requests together; beyond it they are answered 503.")
     house_pixels: int = Field(64 * MEBI, gt=0, description="Pixels of all requests together; beyond it they are answered 503.")
-    batch_pixels: int = Field(2 * MEBI, gt=0, description="Pixels of a batch; on a GPU, 16 times as many do.")
+    batch_pixels: int | None = Field(
+        None, gt=0, description="Pixels of a batch; when absent, what is fastest: half a million on a CPU, 32 million on a GPU."
+    )
     wait_ms: float = Field(5.0, ge=0, description="Longest time a batch waits for requests that are just being decoded.")
     body_seconds: float = Field(60.0, gt=0, description="Longest time a body may take to arrive.")
     request_seconds: float = Field(120.0, gt=0, description="Longest time an image may wait for its turn.")
