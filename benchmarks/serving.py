@@ -117,40 +117,19 @@ def serve_pickle(model: Path, port: int) -> None:
     ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 
-def serve_litserve(model: Path, port: int) -> None:
-    import litserve
-
-    class Api(litserve.LitAPI):  # type: ignore[misc]
-        def setup(self, _: str) -> None:
-            self.predictor = load_predictor(model)
-
-        def decode_request(self, request: Any) -> torch.Tensor:
-            return torch.frombuffer(bytearray.fromhex(request["image"]), dtype=torch.uint8).reshape(request["shape"])
-
-        def batch(self, inputs: list[torch.Tensor]) -> torch.Tensor:
-            return torch.stack(inputs).permute(0, 3, 1, 2)
-
-        def predict(self, images: torch.Tensor) -> list[float]:
-            return score_batch(self.predictor, images, grad=False)
-
-        def unbatch(self, output: list[float]) -> list[float]:
-            return output
-
-        def encode_response(self, output: float) -> dict[str, float]:
-            return {"reward": output}
-
-    server = litserve.LitServer(Api(max_batch_size=16, batch_timeout=0.005), accelerator="cpu", timeout=300)
-    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")
-
-
 @contextmanager
 def other_server(kind: str, model: Path, port: int, ready: str) -> Iterator[str]:
     """One of them as a process, once it answers."""
-    command = [sys.executable, "-m", "benchmarks.serving", "--serve", kind, "--port", str(port), "--model", str(model)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    commands = {
+        PICKLE: ["benchmarks.serving", "--serve-pickle", "--port", str(port), "--model", str(model)],
+        LITSERVE: ["benchmarks.litserve_peer", str(model), str(port)],
+    }
+    process = subprocess.Popen([sys.executable, "-m", *commands[kind]], stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
+            if process.poll() is not None:
+                raise RuntimeError(f"{kind} ended with exit code {process.returncode}")
             try:
                 if httpx.get(url + ready, trust_env=False, timeout=2).status_code == 200:
                     break
@@ -266,11 +245,11 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each line")
     parser.add_argument("--sides", default="256,512")
-    parser.add_argument("--serve", choices=[PICKLE, LITSERVE], help=argparse.SUPPRESS)
+    parser.add_argument("--serve-pickle", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve:
-        (serve_pickle if options.serve == PICKLE else serve_litserve)(options.model, options.port)
+    if options.serve_pickle:
+        serve_pickle(options.model, options.port)
         return
     figures = measure(options.model, [int(side) for side in options.sides.split(",")], options.clients, options.seconds)
     columns = ("side", "line", "images_per_second", "to_bare", "p50_ms", "p99_ms")
