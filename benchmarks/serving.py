@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -59,10 +60,10 @@ def as_tensors(images: list[np.ndarray[Any, np.dtype[np.uint8]]]) -> torch.Tenso
 # -- the model alone --------------------------------------------------------------------------------------------------
 
 
-def bare_rate(predictor: Predictor, side: int, seconds: float, *, grad: bool) -> tuple[float, int]:
-    """Images a second at the fastest batch size, and that size; uint8 in, reward (and gradient) out."""
-    best = (0.0, 1)
+def bare_rates(predictor: Predictor, side: int, seconds: float, *, grad: bool) -> dict[int, float]:
+    """Batch size → images a second; uint8 in, reward (and gradient) out."""
     images = as_tensors(pictures(side))
+    rates = {}
     for size in BATCHES:
         batch = images[torch.arange(size) % len(images)]
         score_batch(predictor, batch, grad=grad)
@@ -72,8 +73,8 @@ def bare_rate(predictor: Predictor, side: int, seconds: float, *, grad: bool) ->
             begun = time.perf_counter()
             score_batch(predictor, batch, grad=grad)
             times.append(time.perf_counter() - begun)
-        best = max(best, (size / statistics.median(times), size))
-    return best
+        rates[size] = size / statistics.median(times)
+    return rates
 
 
 def score_batch(predictor: Predictor, images: torch.Tensor, *, grad: bool) -> list[float]:
@@ -147,29 +148,38 @@ Ask = Callable[[httpx.Client, int], httpx.Response]
 
 
 def load(url: str, ask: Ask, clients: int, seconds: float) -> dict[str, float]:
-    """Images a second and latencies in ms, with every client asking again at once; the first second does not count."""
-    begin = time.perf_counter() + 1
-    until = begin + seconds
-    taken: list[float] = []
+    """Images a second and latencies in ms, with every client asking again at once.
 
-    def client(number: int) -> None:
+    Counted is every answer that comes in within the window, whenever it was asked for; the window begins when each client has
+    had its first answer, so that a slow start costs nobody. A client that fails ends the benchmark.
+    """
+    warm = threading.Barrier(clients)
+    answers: list[tuple[float, float]] = []
+
+    def client(number: int) -> float:
         with httpx.Client(base_url=url, timeout=120, trust_env=False) as http:
+            try:
+                ask(http, number).raise_for_status()
+            except httpx.HTTPError:
+                warm.abort()
+                raise
+            warm.wait()
+            begin = time.perf_counter()
             index = number
-            while (asked := time.perf_counter()) < until:
-                ask(http, index).raise_for_status()
-                done = time.perf_counter()
-                if asked >= begin and done <= until:
-                    taken.append(done - asked)
+            while (asked := time.perf_counter()) < begin + seconds:
                 index += clients
+                ask(http, index).raise_for_status()
+                answers.append((asked, time.perf_counter()))
+        return begin
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    ordered = sorted(taken) or [float("nan")]  # not one answer in time
+    with ThreadPoolExecutor(clients) as pool:
+        begin = max(pool.map(client, range(clients)))
+    within = [done - asked for asked, done in answers if begin <= done <= begin + seconds]
+    if not within:
+        raise RuntimeError(f"{url} answered nothing in {seconds} s; give it more --seconds")
+    ordered = sorted(within)
     return {
-        "images_per_second": len(taken) / seconds,
+        "images_per_second": len(within) / seconds,
         "p50_ms": 1000 * ordered[len(ordered) // 2],
         "p99_ms": 1000 * ordered[min(len(ordered) - 1, round(0.99 * len(ordered)))],
     }
@@ -216,9 +226,11 @@ def measure(model: Path, sides: list[int], clients: int, seconds: float) -> dict
         asks = asking(side)
         rates = {}
         for route, grad in (("tensors", False), ("gradients", True)):
-            rates[route], size = bare_rate(predictor, side, seconds, grad=grad)
-            line = f"bare, batch {size}" + (", with gradient" if grad else "")
-            lines.append({"side": side, "line": line, "images_per_second": rates[route], "to_bare": 1.0})
+            by_size = bare_rates(predictor, side, seconds, grad=grad)
+            rates[route] = max(by_size.values())
+            for size, rate in by_size.items():
+                line = f"bare, batch {size}" + (", with gradient" if grad else "")
+                lines.append({"side": side, "line": line, "images_per_second": rate, "to_bare": rate / rates[route]})
         with ServerProcess(model) as server:
             for route in ("tensors", "gradients", "png"):
                 found = load(server.url, asks[route], clients, seconds)

@@ -15,25 +15,19 @@ import torch
 from data_synth.schema.pixels import RGB8, encode_png
 from finpercep.connection import DEFAULT_PATIENCE, DEFAULT_TIMEOUT, AsyncConnection, RetryPolicy
 from finpercep.errors import RewardRejected
-from finpercep.exchange import (
+from finpercep.exchange.answers import Pins, reading
+from finpercep.exchange.pictures import (
     Failures,
     ImageScore,
-    Part,
     Picture,
-    Pins,
-    checked_request,
     failed_alone,
     files_of,
-    in_chunks,
     in_groups,
-    joined,
-    lone_failure,
     named_files,
     query_of,
-    read_response,
     read_scores,
-    reading,
 )
+from finpercep.exchange.tensors import Part, checked_request, in_chunks, joined, lone_failure, read_response
 from finpercep.reward import RewardWeights
 from finpercep.wire import TENSOR_MEDIA_TYPE, ModelReply, ScoreRequest, ScoreResponse, encode_request, parse_reply
 

@@ -50,7 +50,7 @@ class Endpoints:
     """Addresses of servers that serve the same; the one that answered last is asked first."""
 
     def __init__(self, urls: str | Sequence[str]) -> None:
-        self.urls = tuple(url.rstrip("/") for url in ([urls] if isinstance(urls, str) else urls))
+        self.urls = tuple(dict.fromkeys(url.rstrip("/") for url in ([urls] if isinstance(urls, str) else urls)))
         if not self.urls:
             raise RewardUnavailable("a client needs at least one address, got none")
         self._current = 0

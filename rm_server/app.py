@@ -14,20 +14,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finpercep.errors import WireError
 from finpercep.wire import TENSOR_MEDIA_TYPE, WIRE_HEADER, WIRE_VERSION, ModelReply, RungReply, ScoreReply
-from rm_server import access
+from rm_server import tokens
 from rm_server.admission import BodyGate
-from rm_server.bodies import read_json, read_multipart
+from rm_server.bodies import read_uploads
 from rm_server.observability import Observed
 from rm_server.openapi import PROBLEM_REPLIES, SCORE_DOCUMENT
 from rm_server.options import ScoreOptions
-from rm_server.pictures import Upload
-from rm_server.problems import KINDS, Problem, answer
+from rm_server.problems import GONE, KINDS, Problem, answer
 from rm_server.registry import Registry
 from rm_server.service import ClientGone, Service
 from rm_server.settings import Settings
-
-GONE = 499
-"""Status of a request whose client hung up; it stands in logs and metrics alone."""
 
 SECURITY = {
     "X-Content-Type-Options": "nosniff",
@@ -56,7 +52,6 @@ def create_app(registry: Registry, settings: Settings) -> FastAPI:
         service.close()
 
     app = FastAPI(title="finpercep reward server", version=str(WIRE_VERSION), lifespan=lifespan, responses=PROBLEM_REPLIES)
-    app.state.service = service
     app.add_middleware(
         BodyGate,
         body_bytes=settings.max_body_bytes,
@@ -68,14 +63,14 @@ def create_app(registry: Registry, settings: Settings) -> FastAPI:
     _answer_errors(app)
 
     def allowed(request: Request) -> None:
-        access.require(request, settings.token)
+        tokens.require(request, settings.token)
 
     def administrator(request: Request) -> None:
         if settings.admin_token is None:
             raise Problem(
                 "unauthorised", "this server has no admin token, so nobody may change its rungs; set FINPERCEP_ADMIN_TOKEN"
             )
-        access.require(request, settings.admin_token)
+        tokens.require(request, settings.admin_token)
 
     guarded = [Depends(allowed)]
 
@@ -87,7 +82,7 @@ def create_app(registry: Registry, settings: Settings) -> FastAPI:
             if request.query_params:
                 raise Problem("bad-request", "a safetensors message carries its options in its metadata; leave the query away")
             return Response(await service.score_tensors(request, await request.body()), media_type=TENSOR_MEDIA_TYPE)
-        reply = await service.score_pictures(request, await _uploads(request, kind, settings.max_images), options)
+        reply = await service.score_pictures(request, await read_uploads(request, kind, settings.max_images), options)
         return Response(reply.model_dump_json(), media_type="application/json")
 
     @app.get("/model", dependencies=guarded)
@@ -129,23 +124,6 @@ def create_app(registry: Registry, settings: Settings) -> FastAPI:
     return app
 
 
-async def _uploads(request: Request, kind: str, max_images: int) -> list[Upload]:
-    if kind == "multipart/form-data":
-        return await read_multipart(request, max_images)
-    if kind == "application/json":
-        return await read_json(request, max_images)
-    if kind.startswith("image/"):
-        return [Upload(await request.body())]
-    raise Problem(
-        "unsupported-media-type",
-        f"content type must be multipart/form-data with fields 'image', image/*, application/json or {TENSOR_MEDIA_TYPE}, "
-        f"got {kind[:80] or 'none'}; try: curl -F image=@photo.png URL/score",
-        field="Content-Type",
-        expected=f"multipart/form-data, image/*, application/json or {TENSOR_MEDIA_TYPE}",
-        received=kind[:80] or "none",
-    )
-
-
 class _Headers:
     """Middleware: headers that every answer has."""
 
@@ -168,7 +146,7 @@ class _Headers:
 def _answer_errors(app: FastAPI) -> None:
     """Every error as problem details."""
 
-    def handle(kind: type[Exception] | int, make: Callable[[Any], Problem]) -> None:
+    def handle(kind: type[Exception], make: Callable[[Any], Problem]) -> None:
         async def handler(_: Request, error: Exception) -> Response:
             return answer(make(error))
 
@@ -197,5 +175,5 @@ def _bad_parameters(error: RequestValidationError) -> Problem:
 
 def _of_status(error: HTTPException) -> Problem:
     """What the framework itself refuses: an unknown path, a method that is not there."""
-    kind = KINDS.get(error.status_code, "bad-request")
+    kind = next((kind for kind, (status, _) in KINDS.items() if status == error.status_code), "bad-request")
     return Problem(kind, str(error.detail), headers=error.headers, status=error.status_code)

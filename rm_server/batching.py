@@ -14,8 +14,9 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -121,7 +122,7 @@ class Batcher(Generic[Work, Result]):
         self.limits, self.clock = limits, clock
         self._changed = threading.Condition()
         self._buckets: OrderedDict[Hashable, deque[_Waiting[Work, Result]]] = OrderedDict()
-        self._inside = self._visitors = self._expected = self._arrivals = 0
+        self._inside = self._visitors = self._expected = self._arrivals = self._running = self._pauses = 0
         self._closed = False
         self._rate: float | None = None  # pixels a second, a moving average over batches
         self._threads = [
@@ -158,6 +159,20 @@ class Batcher(Generic[Work, Result]):
             self._visitors += 1
             self._expected += 1
         return Visit(self, pixels)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No batch runs meanwhile: those that run are finished first, the next ones wait."""
+        with self._changed:
+            self._pauses += 1
+            while self._running:
+                self._changed.wait()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._pauses -= 1
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Finish the batches that run, drop the jobs that wait."""
@@ -204,11 +219,13 @@ class Batcher(Generic[Work, Result]):
         while batch := self._next_batch():
             began = self.clock()
             _run(runner, batch, began, self.clock)
-            self._note_rate(sum(entry.job.pixels for entry in batch), self.clock() - began)
+            self._ended(sum(entry.job.pixels for entry in batch), self.clock() - began)
             del batch  # a thread that waits must not keep the last batch's images
 
-    def _note_rate(self, pixels: int, seconds: float) -> None:
+    def _ended(self, pixels: int, seconds: float) -> None:
         with self._changed:
+            self._running -= 1
+            self._changed.notify_all()
             rate = len(self._threads) * pixels / max(seconds, 1e-6)
             self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
 
@@ -217,7 +234,7 @@ class Batcher(Generic[Work, Result]):
         with self._changed:
             while not self._closed:
                 self._drop_stale()
-                if not self._buckets:
+                if self._pauses or not self._buckets:
                     self._changed.wait()
                     continue
                 key = min(self._buckets, key=lambda key: self._buckets[key][0].number)
@@ -232,6 +249,7 @@ class Batcher(Generic[Work, Result]):
                     del self._buckets[key]
                 batch = [entry for entry in batch if entry.future.set_running_or_notify_cancel()]
                 if batch:
+                    self._running += 1
                     return batch
         return None
 

@@ -10,6 +10,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from finpercep.wire import TENSOR_MEDIA_TYPE
 from rm_server.pictures import Upload
 from rm_server.problems import Problem
 
@@ -25,7 +26,25 @@ class JsonUploads(BaseModel):
     lr: str | list[str] | None = Field(default=None, description="The low-resolution picture of each image, in base64.")
 
 
-async def read_multipart(request: Request, max_images: int) -> list[Upload]:
+async def read_uploads(request: Request, kind: str, max_images: int) -> list[Upload]:
+    """The pictures of a request whose content type is ``kind``. Raises `Problem`."""
+    if kind == "multipart/form-data":
+        return await _read_multipart(request, max_images)
+    if kind == "application/json":
+        return await _read_json(request, max_images)
+    if kind.startswith("image/"):
+        return [Upload(await request.body())]
+    raise Problem(
+        "unsupported-media-type",
+        f"content type must be multipart/form-data with fields 'image', image/*, application/json or {TENSOR_MEDIA_TYPE}, "
+        f"got {kind[:80] or 'none'}; try: curl -F image=@photo.png URL/score",
+        field="Content-Type",
+        expected=f"multipart/form-data, image/*, application/json or {TENSOR_MEDIA_TYPE}",
+        received=kind[:80] or "none",
+    )
+
+
+async def _read_multipart(request: Request, max_images: int) -> list[Upload]:
     """Files named ``image``, and none or as many named ``lr``."""
     found: dict[str, list[bytes]] = {name: [] for name in FIELDS}
     try:
@@ -43,10 +62,10 @@ async def read_multipart(request: Request, max_images: int) -> list[Upload]:
                 found[name].append(await value.read())
     except HTTPException as error:
         raise Problem("bad-request", f"multipart body cannot be read: {error.detail}", field="body") from error
-    return paired(found["image"], found["lr"], max_images)
+    return _paired(found["image"], found["lr"], max_images)
 
 
-async def read_json(request: Request, max_images: int) -> list[Upload]:
+async def _read_json(request: Request, max_images: int) -> list[Upload]:
     """``{"image": BASE64 | [BASE64, …], "lr": …}``."""
     try:
         sent = JsonUploads.model_validate_json(await request.body())
@@ -55,10 +74,10 @@ async def read_json(request: Request, max_images: int) -> list[Upload]:
         field = ".".join(str(part) for part in fault["loc"]) or "body"
         raise Problem("unprocessable", f"{field}: {fault['msg']}", field=field) from None
     decoded = {name: [_decoded(name, text) for text in _listed(getattr(sent, name))] for name in FIELDS}
-    return paired(decoded["image"], decoded["lr"], max_images)
+    return _paired(decoded["image"], decoded["lr"], max_images)
 
 
-def paired(images: list[bytes], lrs: list[bytes], max_images: int) -> list[Upload]:
+def _paired(images: list[bytes], lrs: list[bytes], max_images: int) -> list[Upload]:
     """Images with their low-resolution pictures; raises `Problem` where there are too many, too few, or not as many."""
     if not images:
         raise Problem("bad-request", "the body must have at least one file named 'image', got none", field="image")

@@ -15,13 +15,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rm_server.batching import Batcher, Done
 from rm_server.engine import ImageResult, ImageWork, Outcome
-from rm_server.problems import Problem
+from rm_server.problems import GONE, Problem
 from rm_server.registry import ServedRung
 
 REQUEST_ID = "X-Request-ID"
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-_ROUTES = frozenset({"/", "/score", "/model", "/rungs", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"})
 
 access = logging.getLogger("rm_server.access")
 
@@ -91,7 +90,6 @@ class Observed:
             return
         given = Headers(scope=scope).get(REQUEST_ID, "")
         request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
         begun, status, received, sent = time.perf_counter(), 0, 0, 0
 
         async def watched_receive() -> Message:
@@ -112,20 +110,20 @@ class Observed:
             await self.app(scope, watched_receive, watched_send)
         finally:
             seconds = time.perf_counter() - begun
-            path = scope["path"]
-            route = path if path in _ROUTES else "/rungs/{name}" if path.startswith("/rungs/") else "other"
-            self.metrics.requests.labels(route, str(status or 499)).inc()
+            route = getattr(scope.get("route"), "path", "other")
+            status = status or GONE
+            self.metrics.requests.labels(route, str(status)).inc()
             self.metrics.seconds.labels(route).observe(seconds)
             self.metrics.received.inc(received)
             self.metrics.sent.inc(sent)
             line = {
                 "id": request_id,
                 "method": scope["method"],
-                "path": path[:200],
-                "status": status or 499,
+                "path": scope["path"][:200],
+                "status": status,
                 "ms": round(seconds * 1000, 2),
                 "received": received,
                 "sent": sent,
-                **scope["state"].get("log", {}),
+                **scope.get("state", {}).get("log", {}),
             }
             access.info(json.dumps(line))

@@ -6,7 +6,7 @@ from typing import Any
 
 from finpercep.wire import TENSOR_MEDIA_TYPE
 from rm_server.bodies import JsonUploads
-from rm_server.problems import MEDIA_TYPE
+from rm_server.problems import KINDS, MEDIA_TYPE
 
 _BINARY = {"type": "string", "format": "binary"}
 _PICTURES = {"type": "array", "items": _BINARY}
@@ -47,29 +47,23 @@ _PROBLEM = {
     },
 }
 
-PROBLEM_REPLIES: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": f"{text} (RFC 9457).",
-        "content": {
-            MEDIA_TYPE: {
-                "schema": _PROBLEM,
-                "example": {"type": f"urn:finpercep:{kind}", "title": text, "status": status, "detail": detail},
-            }
-        },
-    }
-    for status, kind, text, detail in (
-        (400, "bad-request", "The request cannot be understood", "the body must have at least one file named 'image', got none"),
-        (401, "unauthorised", "A token is needed", "send the server's token: Authorization: Bearer TOKEN"),
-        (404, "not-found", "There is no such thing here", "unknown rung 'RM_9'; this server has RM_0, RM_1, RM_2"),
-        (408, "too-slow", "The body did not come in time", "the body did not come in 60 s; 1024 bytes had"),
-        (413, "too-large", "The request is larger than this server takes", "a request must have at most 256 images, got 300"),
-        (
-            415,
-            "unsupported-media-type",
-            "The body is of a kind this server does not read",
-            "content type must be …, got text/plain",
-        ),
-        (422, "unprocessable", "The request breaks the contract", "image must be at least 32 px on each side, got 64x20"),
-        (503, "busy", "The server has no room now", "…; try again in 2 s"),
-    )
+_EXAMPLES = {
+    "bad-request": "the body must have at least one file named 'image', got none",
+    "unauthorised": "send the server's token: Authorization: Bearer TOKEN",
+    "not-found": "unknown rung 'RM_9'; this server has RM_0, RM_1, RM_2",
+    "too-slow": "the body did not come in 60 s; 1024 bytes had",
+    "too-large": "a request must have at most 256 images, got 300",
+    "unsupported-media-type": "content type must be …, got text/plain",
+    "unprocessable": "image must be at least 32 px on each side, got 64x20",
+    "busy": "…; try again in 2 s",
 }
+
+
+def _reply(kind: str, detail: str) -> dict[str, Any]:
+    status, title = KINDS[kind]
+    example = {"type": f"urn:finpercep:{kind}", "title": title, "status": status, "detail": detail}
+    return {"description": f"{title} (RFC 9457).", "content": {MEDIA_TYPE: {"schema": _PROBLEM, "example": example}}}
+
+
+PROBLEM_REPLIES: dict[int | str, dict[str, Any]] = {KINDS[kind][0]: _reply(kind, detail) for kind, detail in _EXAMPLES.items()}
+"""Of every route."""

@@ -14,43 +14,30 @@ from finpercep.errors import FinpercepError, SchemaError
 
 MEDIA_TYPE = "application/problem+json"
 
-TITLES = {
-    "bad-request": "The request cannot be understood",
-    "unauthorised": "A token is needed",
-    "not-found": "There is no such thing here",
-    "conflict": "The rung was not put in place",
-    "too-slow": "The body did not come in time",
-    "too-large": "The request is larger than this server takes",
-    "unsupported-media-type": "The body is of a kind this server does not read",
-    "unprocessable": "The request breaks the contract",
-    "failed": "The server failed",
-    "busy": "The server has no room now",
-    "not-ready": "The server is not ready",
+KINDS = {
+    "bad-request": (400, "The request cannot be understood"),
+    "unauthorised": (401, "A token is needed"),
+    "not-found": (404, "There is no such thing here"),
+    "too-slow": (408, "The body did not come in time"),
+    "conflict": (409, "The rung was not put in place"),
+    "too-large": (413, "The request is larger than this server takes"),
+    "unsupported-media-type": (415, "The body is of a kind this server does not read"),
+    "unprocessable": (422, "The request breaks the contract"),
+    "failed": (500, "The server failed"),
+    "not-ready": (503, "The server is not ready"),
+    "busy": (503, "The server has no room now"),
 }
-"""Kind of problem → its title. The type is ``urn:finpercep:KIND``."""
+"""Kind of problem → status and title. The type is ``urn:finpercep:KIND``."""
 
-STATUSES = {
-    "bad-request": 400,
-    "unauthorised": 401,
-    "not-found": 404,
-    "too-slow": 408,
-    "conflict": 409,
-    "too-large": 413,
-    "unsupported-media-type": 415,
-    "unprocessable": 422,
-    "failed": 500,
-    "busy": 503,
-    "not-ready": 503,
-}
-KINDS = {status: kind for kind, status in STATUSES.items() if kind != "not-ready"}
-"""Status → its kind, for errors that others raise with a status alone."""
+GONE = 499
+"""Status of a request whose client hung up before its answer; it stands in logs and metrics alone."""
 
 
 class Problem(FinpercepError):
     """No result, and why.
 
     Args:
-        kind: a key of `TITLES`.
+        kind: a key of `KINDS`.
         sentence: what was required, what was received, what to do next.
         field: the part of the request that is wrong.
         expected: what it must be.
@@ -75,7 +62,7 @@ class Problem(FinpercepError):
     ) -> None:
         super().__init__(sentence)
         self.kind, self.field, self.expected, self.received = kind, field, expected, received
-        self.headers, self.status = dict(headers or {}), status or STATUSES[kind]
+        self.headers, self.status = dict(headers or {}), status or KINDS[kind][0]
 
     @classmethod
     def of_schema(cls, error: SchemaError) -> Problem:
@@ -92,7 +79,7 @@ def answer(problem: Problem) -> JSONResponse:
     """The HTTP answer of a problem."""
     record: dict[str, Any] = {
         "type": f"urn:finpercep:{problem.kind}",
-        "title": TITLES[problem.kind],
+        "title": KINDS[problem.kind][1],
         "status": problem.status,
         "detail": str(problem),
     }

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -26,7 +27,7 @@ from rm_server.tensors import respond, works
 T = TypeVar("T")
 
 CPU_BATCH_PIXELS, GPU_BATCH_PIXELS = 512 * 1024, 32 * 1024 * 1024
-"""Pixels of a batch. On two CPU cores larger ones are slower again: 32 images of 256 px by a fifth."""
+"""Pixels of a batch: on CPUs, where it is no longer faster (`benchmarks/serving.py` has every size); on GPUs, not measured."""
 
 CANARY_SECONDS = 5.0
 """A canary's result is believed for so long, so that probes cost little."""
@@ -104,11 +105,16 @@ class Service:
         """
         if self.settings.model_root is None:
             raise Problem("conflict", "this server has no model root to load rungs from; start it with --model-root DIR")
-        rung = await asyncio.to_thread(load_rung, self.settings.model_root, source, name, self.devices, digest)
+        rung = await asyncio.to_thread(self._load, self.settings.model_root, source, name, digest)
         if fault := await self._canary_fault(rung):
             raise Problem("conflict", f"{source}/{name} was not put in place: {fault}")
         self.registry.replace(name, rung)
         self.metrics.swaps.labels(name).inc()
+
+    def _load(self, root: Path, source: str, name: str, digest: str | None) -> ServedRung:
+        """Load a rung while nothing is scored: `torch.fx`, which makes it quick, patches how any thread calls modules."""
+        with self.engine.batcher.paused():
+            return load_rung(root, source, name, self.devices, digest)
 
     async def readiness_fault(self) -> str | None:
         """Why the default rung is not ready, or None; what its canary said a moment ago still counts."""

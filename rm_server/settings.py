@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="auto, cpu, cuda[:i], or several separated by commas: a worker on each.")
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Of the convolutions. bf16 changes numbers in the third digit."
+        "fp32", description="Of the convolutions; docs/reward_model.md says what bf16 costs."
     )
     host: str = Field("127.0.0.1", description="Address to listen on; anything but loopback needs a token.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     house_bytes: int = Field(1024 * MEBI, gt=0, description="Bodies of all requests together; beyond it they are answered 503.")
     house_pixels: int = Field(64 * MEBI, gt=0, description="Pixels of all requests together; beyond it they are answered 503.")
     batch_pixels: int | None = Field(
-        None, gt=0, description="Pixels of a batch; when absent, what is fastest: half a million on a CPU, 32 million on a GPU."
+        None, gt=0, description="Pixels of a batch; when absent, half a million on a CPU, 32 million on a GPU."
     )
     wait_ms: float = Field(5.0, ge=0, description="Longest time a batch waits for requests that are just being decoded.")
     body_seconds: float = Field(60.0, gt=0, description="Longest time a body may take to arrive.")

@@ -153,7 +153,7 @@ def test_scores_of_pictures_and_files(client, tmp_path):
 
 
 def test_pictures_go_up_in_groups(client, monkeypatch):
-    monkeypatch.setattr("finpercep.exchange.MAX_UPLOAD", 1)
+    monkeypatch.setattr("finpercep.exchange.pictures.MAX_UPLOAD", 1)
     pictures = [photo(seed=seed) for seed in range(3)]
     predictor = fake_ladder()["RM_2"]
     assert [one.score for one in client.score_images(pictures)] == [predictor.assess(picture).score for picture in pictures]
@@ -224,7 +224,7 @@ def test_chunks_join_to_what_one_request_gives(sizes, pixels, grad, wants_map):
                 client.score_tensor(shot[:1], "RM_1")
             return
         whole = client.score_tensor(shot, "RM_1", grad=grad, map=wants_map)
-        patch.setattr("finpercep.exchange.MAX_PIXELS", pixels)
+        patch.setattr("finpercep.exchange.tensors.MAX_PIXELS", pixels)
         parts = client.score_tensor(shot, "RM_1", grad=grad, map=wants_map)
     torch.testing.assert_close(parts.score, whole.score, rtol=0, atol=1e-6, equal_nan=True)
     assert list(parts.errors) == list(whole.errors)
@@ -448,7 +448,7 @@ def test_the_asynchronous_client_gives_the_same(tmp_path):
 
 
 def test_the_asynchronous_client_ends_what_it_began_when_one_request_fails(monkeypatch):
-    monkeypatch.setattr("finpercep.exchange.MAX_PIXELS", 1)
+    monkeypatch.setattr("finpercep.exchange.tensors.MAX_PIXELS", 1)
     refusing = httpx.MockTransport(lambda _: httpx.Response(404, json={"detail": "the sentence"}))
 
     async def ask():

@@ -126,13 +126,11 @@ def test_an_error_for_one_job_among_results():
 
 
 def test_a_runner_that_loses_a_result_is_found_out():
-    recorder = Recorder()
-    recorder_of_none = type("Losing", (Recorder,), {"__call__": lambda self, works: []})()
-    with batcher_of(recorder_of_none) as batcher, batcher.enter(1) as visit:
+    losing = type("Losing", (Recorder,), {"__call__": lambda self, works: []})()
+    with batcher_of(losing) as batcher, batcher.enter(1) as visit:
         (future,) = visit.submit([Job(1, "k", 1)])
         with pytest.raises(RuntimeError, match="1 jobs gave 0 results"):
             future.result(10)
-    assert recorder.batches == []
 
 
 def test_a_full_house_turns_away_at_once_and_says_when_to_come_back():
@@ -208,6 +206,21 @@ def test_closing_finishes_what_runs_and_drops_what_waits():
         assert waiting.cancelled()
         (*_, after) = visit.submit([Job(3, "k", 1)])
         assert after.cancelled()
+
+
+def test_nothing_runs_while_it_is_paused_and_everything_afterwards():
+    recorder = Recorder()
+    with batcher_of(recorder) as batcher, batcher.enter(1) as visit:
+        recorder.gate.clear()
+        (running,) = visit.submit([Job(1, "k", 1)])
+        recorder.began.wait(10)
+        threading.Timer(0.1, recorder.gate.set).start()
+        with batcher.paused():
+            assert running.done()  # it was waited for
+            (*_, waiting) = visit.submit([Job(2, "k", 1)])
+            time.sleep(0.1)
+            assert recorder.batches == [[1]] and not waiting.done()
+        assert waiting.result(10).result == 4
 
 
 def test_two_devices_work_on_one_queue():

@@ -1,0 +1,61 @@
+"""What is checked of every reply: that it can be read, is complete, and comes from the model it should."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from finpercep.errors import RewardChanged, RewardError, WireError
+from finpercep.wire import ModelId
+
+ITEM_STATUSES = frozenset({413, 422})
+"""Statuses by which a request of one image says what is wrong with that image."""
+
+
+class Pins:
+    """Which model may answer: a rung is held to the digest it had first, and an unnamed one to the rung that answered first.
+
+    Args:
+        digests: rung → digest it must have from the beginning.
+    """
+
+    def __init__(self, digests: Mapping[str, str] | None) -> None:
+        self._digests = dict(digests or {})
+        self._default: str | None = None
+        self._lock = threading.Lock()
+
+    def check(self, url: str, asked: str | None, model: ModelId) -> None:
+        """Raises `RewardChanged` when another model answers than before."""
+        with self._lock:
+            expected = asked or self._default
+            if expected is not None and expected not in {model.rung, model.digest}:
+                raise RewardChanged(f"{url}: {expected} was expected to answer, {model.rung} did; restart to go on with it")
+            if asked is None:
+                self._default = model.rung
+        self.pin(url, model.rung, model.digest)
+
+    def pin(self, url: str, rung: str, digest: str) -> None:
+        """Hold a rung to its digest; raises `RewardChanged` when it had another before."""
+        with self._lock:
+            expected = self._digests.setdefault(rung, digest)
+        if digest != expected:
+            raise RewardChanged(
+                f"{url}: the model behind {rung} has changed (digest {digest}, expected {expected}); "
+                "rewards of two models cannot be compared: serve the old one again, or start a new run"
+            )
+
+
+@contextmanager
+def reading(url: str) -> Iterator[None]:
+    """A reply that breaks the contract is no reward."""
+    try:
+        yield
+    except WireError as error:
+        raise RewardError(f"{url} sent a reply that this client cannot read: {error}") from error
+
+
+def check_count(url: str, asked: int, answered: int) -> None:
+    """A reply must be about as many images as were asked about. Raises `RewardError`."""
+    if asked != answered:
+        raise RewardError(f"{url} was asked about {asked} images and answered about {answered}")

@@ -1,0 +1,169 @@
+"""Files of pictures → requests in groups, and their replies → scores."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from finpercep.errors import RewardError, RewardRejected, WireError
+from finpercep.exchange.answers import ITEM_STATUSES, Pins, check_count, reading
+from finpercep.heatmap import from_samples
+from finpercep.regions import Region
+from finpercep.reward import RewardWeights
+from finpercep.wire import ItemReply, ModelId, ScoreReply, parse_reply
+
+MAX_UPLOAD = 32 * 1024 * 1024
+"""Pictures go up in requests of about this many bytes at most."""
+
+MAX_PICTURES = 64
+"""And of this many pictures."""
+
+Failures = Literal["raise", "drop", "nan"]
+"""What to do about an image that has no score: raise, leave it out, or give it NaN and its sentence; never a made-up number."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageScore:
+    """What a served rung says of one picture: `finpercep.predictor.Assessment`, plus the model that answered.
+
+    Attributes:
+        score: in [0, 1], higher is better; NaN where there is an error.
+        reward: the fused reward; higher is better.
+        map: float32 (H, W) in [0, 1] in steps of 1/65535, 1 = degraded; None when not asked, or when the rung has none.
+        max_degradation: mean of the top fraction of the map; None without a map.
+        mean_degradation: mean of the map; None without a map.
+        regions: connected degraded regions, worst first.
+        model: which model answered; None where the request failed with its one picture.
+        error: why there is no score; None where there is one.
+    """
+
+    score: float
+    reward: float
+    map: torch.Tensor | None
+    max_degradation: float | None
+    mean_degradation: float | None
+    regions: tuple[Region, ...]
+    model: ModelId | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file to score.
+
+    Attributes:
+        name: what errors call it.
+        body: its bytes.
+        lr: bytes of the low-resolution picture it was made from, where that is known.
+    """
+
+    name: str
+    body: bytes
+    lr: bytes | None = None
+
+    def __len__(self) -> int:
+        return len(self.body) + len(self.lr or b"")
+
+
+def named_files(paths: Iterable[str | Path], lr: Iterable[str | Path] | None) -> Iterator[Picture]:
+    """Files, read as they are asked for; ``lr``, where given, has one for each."""
+    if lr is None:
+        yield from (Picture(Path(path).name, Path(path).read_bytes()) for path in paths)
+        return
+    for path, low in zip(paths, lr, strict=True):
+        yield Picture(Path(path).name, Path(path).read_bytes(), Path(low).read_bytes())
+
+
+def query_of(rung: str | None, weights: RewardWeights, map: bool) -> dict[str, str]:
+    """The options of `POST /score` for pictures."""
+    query = {"w_score": weights.score, "w_max": weights.max, "w_mean": weights.mean, "top_fraction": weights.top_fraction}
+    options = {name: repr(float(value)) for name, value in query.items()} | {"map": "png" if map else "none"}
+    return options if rung is None else options | {"rung": rung}
+
+
+def in_groups(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
+    """Pictures in order, in groups of about `MAX_UPLOAD` bytes and `MAX_PICTURES` at most, and at least one picture."""
+    group: list[Picture] = []
+    for picture in pictures:
+        if group and (len(group) == MAX_PICTURES or sum(map(len, group)) + len(picture) > MAX_UPLOAD):
+            yield group
+            group = []
+        group.append(picture)
+    if group:
+        yield group
+
+
+def files_of(group: Sequence[Picture]) -> list[tuple[str, tuple[str, bytes, str]]]:
+    """A group as multipart fields."""
+    kind = "application/octet-stream"
+    lrs = [("lr", (one.name, one.lr, kind)) for one in group if one.lr is not None]
+    return [("image", (one.name, one.body, kind)) for one in group] + lrs
+
+
+def read_scores(
+    url: str, body: bytes, group: Sequence[Picture], rung: str | None, pins: Pins, failures: Failures
+) -> list[ImageScore]:
+    """A reply about pictures, checked against what was asked.
+
+    Raises:
+        RewardError: an image has no score, and ``failures`` is "raise"; names it and says why.
+    """
+    with reading(url):
+        reply = parse_reply(ScoreReply, body)
+        check_count(url, len(group), len(reply.items))
+        pins.check(url, rung, reply.model)
+        scores = [_image_score(one.name, item, reply.model) for one, item in zip(group, reply.items, strict=True)]
+    return settled(scores, failures)
+
+
+def failed_alone(error: RewardRejected, group: Sequence[Picture], failures: Failures) -> list[ImageScore]:
+    """The scores of a group whose request was refused: a request of one picture fails with that picture; raises otherwise."""
+    if failures == "raise" or len(group) > 1 or error.status not in ITEM_STATUSES:
+        raise error
+    nothing = ImageScore(math.nan, math.nan, None, None, None, (), None, error=f"{group[0].name}: {error}")
+    return settled([nothing], failures)
+
+
+def settled(scores: Sequence[ImageScore], failures: Failures) -> list[ImageScore]:
+    """What ``failures`` says about those without a score."""
+    if failures == "raise":
+        for score in scores:
+            if score.error is not None:
+                raise RewardError(score.error)
+    return [score for score in scores if failures != "drop" or score.error is None]
+
+
+def _image_score(name: str, item: ItemReply, model: ModelId) -> ImageScore:
+    if item.error is not None or item.score is None or item.reward is None:
+        return ImageScore(math.nan, math.nan, None, None, None, (), model, error=f"{name}: {item.error}")
+    return ImageScore(
+        score=item.score,
+        reward=item.reward,
+        map=None if item.map is None else _decode_map(item.map),
+        max_degradation=item.max_degradation,
+        mean_degradation=item.mean_degradation,
+        regions=tuple(Region(**region.model_dump()) for region in item.regions or ()),
+        model=model,
+    )
+
+
+def _decode_map(text: str) -> torch.Tensor:
+    """A map out of base64 of a 16-bit grey PNG."""
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as picture:
+            samples = np.array(picture, dtype=np.uint16) if picture.mode == "I;16" else None
+    except (binascii.Error, OSError, SyntaxError, ValueError) as error:
+        raise WireError("score reply", "map", "base64 of a PNG", str(error)) from error
+    if samples is None:
+        raise WireError("score reply", "map", "16-bit grey samples", "another kind of picture")
+    return torch.from_numpy(from_samples(samples))
