@@ -1,4 +1,4 @@
-"""What does serving cost, beside the bare model and beside the servers people would otherwise write?
+"""What does serving cost, beside the bare model and beside the server the field writes?
 
     python -m benchmarks.serving [--model runs/ladder] [--clients 32] [--seconds 15] [--sides 256,512]
 
@@ -6,15 +6,13 @@ Every line is measured in this run, on this machine. The clients are threads of 
 image a request; server and clients share the cores, as they do on one box. Ratios are to ``bare``: the model alone in this
 process, at the batch size that is fastest for it.
 
-Beside ours stand two servers of the same predictor. ``pickle``: a threading HTTP server that unpickles one uint8 array a request,
-scores it under a lock and pickles the answer, which is the field's habit. ``litserve``: LitServe with its own batching
-(pip install litserve), left out with a word where it is not installed.
+Beside ours stands ``pickle``, the field's habit: a threading HTTP server of the same predictor that unpickles one uint8 array a
+request, scores it under a lock and pickles the answer.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 import statistics
 import subprocess
@@ -25,7 +23,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +38,7 @@ from finpercep.reward import RewardWeights, fuse
 from finpercep.wire import TENSOR_MEDIA_TYPE, ScoreRequest, encode_request
 
 BATCHES = (1, 2, 4, 8, 16, 32)
-PICKLE, LITSERVE = "pickle", "litserve"
+PICKLE_PORT = 18431
 
 
 def pictures(side: int, count: int = 8) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
@@ -91,7 +88,7 @@ def score_batch(predictor: Predictor, images: torch.Tensor, *, grad: bool) -> li
 # -- other servers ----------------------------------------------------------------------------------------------------
 
 
-def serve_pickle(model: Path, port: int) -> None:
+def serve_pickle(model: Path) -> None:
     predictor, lock = load_predictor(model), threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -115,30 +112,25 @@ def serve_pickle(model: Path, port: int) -> None:
             self.end_headers()
             self.wfile.write(body)
 
-    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+    ThreadingHTTPServer(("127.0.0.1", PICKLE_PORT), Handler).serve_forever()
 
 
 @contextmanager
-def other_server(kind: str, model: Path, port: int, ready: str) -> Iterator[str]:
-    """One of them as a process, once it answers."""
-    commands = {
-        PICKLE: ["benchmarks.serving", "--serve-pickle", "--port", str(port), "--model", str(model)],
-        LITSERVE: ["benchmarks.litserve_peer", str(model), str(port)],
-    }
-    process = subprocess.Popen([sys.executable, "-m", *commands[kind]], stdout=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
+def pickle_server(model: Path) -> Iterator[str]:
+    """It as a process, once it answers."""
+    command = [sys.executable, "-m", "benchmarks.serving", "--serve-pickle", "--model", str(model)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{PICKLE_PORT}"
     try:
-        for _ in range(600):
-            if process.poll() is not None:
-                raise RuntimeError(f"{kind} ended with exit code {process.returncode}")
+        while process.poll() is None:
             try:
-                if httpx.get(url + ready, trust_env=False, timeout=2).status_code == 200:
-                    break
+                httpx.get(url, trust_env=False, timeout=2)
+                break
             except httpx.HTTPError:
                 time.sleep(0.1)
         yield url
     finally:
-        process.terminate()
+        process.kill()
         process.wait()
 
 
@@ -193,15 +185,12 @@ def asking(side: int) -> dict[str, Ask]:
     with_grad = [encode_request(ScoreRequest(tensors[i : i + 1], grad=True)) for i in range(count)]
     pngs = [encode_png(image) for image in images]
     pickles = [pickle.dumps(image) for image in images]
-    texts = [json.dumps({"image": image.tobytes().hex(), "shape": image.shape}).encode() for image in images]
     tensor_type = {"content-type": TENSOR_MEDIA_TYPE}
-    json_type = {"content-type": "application/json"}
     return {
         "tensors": lambda http, i: http.post("/score", content=wire[i % count], headers=tensor_type),
         "gradients": lambda http, i: http.post("/score", content=with_grad[i % count], headers=tensor_type),
         "png": lambda http, i: http.post("/score", files={"image": pngs[i % count]}, params={"regions": "false"}),
-        PICKLE: lambda http, i: http.post("/", content=pickles[i % count]),
-        LITSERVE: lambda http, i: http.post("/predict", content=texts[i % count], headers=json_type),
+        "pickle": lambda http, i: http.post("/", content=pickles[i % count]),
     }
 
 
@@ -220,7 +209,6 @@ def measure(model: Path, sides: list[int], clients: int, seconds: float) -> dict
     """All lines."""
     lines: list[dict[str, Any]] = []
     predictor = load_predictor(model)
-    others = [PICKLE, *([LITSERVE] if find_spec("litserve") else [])]
     latency: dict[str, float] = {}
     for side in sides:
         asks = asking(side)
@@ -244,10 +232,9 @@ def measure(model: Path, sides: list[int], clients: int, seconds: float) -> dict
             score_batch(predictor, one, grad=False)
             times.append(1000 * (time.perf_counter() - begun))
         latency[f"{side}: bare"] = statistics.median(times[3:])
-        for port, kind in enumerate(others, start=18431):
-            with other_server(kind, model, port, "/health" if kind == LITSERVE else "/") as url:
-                found = load(url, asks[kind], clients, seconds)
-            lines.append({"side": side, "line": kind, **found, "to_bare": found["images_per_second"] / rates["tensors"]})
+        with pickle_server(model) as url:
+            found = load(url, asks["pickle"], clients, seconds)
+        lines.append({"side": side, "line": "pickle", **found, "to_bare": found["images_per_second"] / rates["tensors"]})
     return {"clients": clients, "seconds": seconds, "lines": lines, "idle_latency_ms": latency}
 
 
@@ -258,17 +245,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15.0, help="of each line")
     parser.add_argument("--sides", default="256,512")
     parser.add_argument("--serve-pickle", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve_pickle:
-        serve_pickle(options.model, options.port)
+        serve_pickle(options.model)
         return
     figures = measure(options.model, [int(side) for side in options.sides.split(",")], options.clients, options.seconds)
     columns = ("side", "line", "images_per_second", "to_bare", "p50_ms", "p99_ms")
     print_table(columns, [[line.get(column, "–") for column in columns] for line in figures["lines"]])
     print_table(("idle", "ms"), list(figures["idle_latency_ms"].items()))
-    if not find_spec("litserve"):
-        print("litserve is left out: not installed")
     print(write_result("serving", figures))
 
 
