@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from data_synth.schema import RGB8
     from finpercep.cli.photo_pairs import PhotoPairs
     from finpercep.client import RewardClient
-    from finpercep.curriculum.loop import FinetuneConfig
+    from finpercep.curriculum.loop import FinetuneConfig, StepMetrics
     from finpercep.predictor import Predictor
     from finpercep.rl.gram import FeatureExtractor
 
@@ -53,16 +53,15 @@ def finetune(
     from finpercep.cli.photo_pairs import PhotoPairs
     from finpercep.client import RewardClient
     from finpercep.curriculum.loop import FinetuneConfig
-    from finpercep.rl.refl import ReflConfig
+    from finpercep.rl.algorithms import algorithm_config
 
     config = FinetuneConfig(
-        algorithm=algorithm,
+        algorithm=algorithm_config(algorithm, {"reward_weight": reward_weight, "gram_weight": gram_weight}),
         steps=steps,
         batch_size=batch_size,
         crop=crop,
         lr=lr,
         seed=seed,
-        refl=ReflConfig(reward_weight=reward_weight, gram_weight=gram_weight),
     )
     pairs = PhotoPairs(training_photos(data, crop), crop, DegradationConfig.light())
     urls = [url.strip() for url in reward.split(",")]
@@ -127,10 +126,17 @@ def run_finetuning(
         steps = finetune_steps(policy, client, pairs, encoder_features(extractor), config, RunDirectory(out), described=described)
         for metrics in steps:
             rung = metrics.rung if metrics.next_rung is None else f"{metrics.rung}→{metrics.next_rung}"
-            bar.update(task, completed=metrics.step, figures=f"{rung} reward {metrics.reward:.4f} (clean {metrics.ceiling:.4f})")
-            last = dataclasses.asdict(metrics)
+            bar.update(task, completed=metrics.step, figures=f"{rung} reward {metrics.reward:.4f}")
+            last = flat(metrics)
         bar.update(task, completed=config.steps)
     return last
+
+
+def flat(metrics: StepMetrics) -> dict[str, float | str | None]:
+    """A step's metrics in one dict, losses as ``loss NAME``."""
+    record = dataclasses.asdict(metrics)
+    losses, figures = record.pop("losses"), record.pop("figures")
+    return {**record, **{f"loss {name}": value for name, value in losses.items()}, **figures}
 
 
 def encoder_features(predictor: Predictor) -> FeatureExtractor:

@@ -52,10 +52,11 @@ class DiffusionSRModel:
         import torch
 
         from finpercep.sr.policy import seeded_generators
+        from finpercep.sr.transition import Sampler
 
         images = []
         for image, call in zip(lr, calls, strict=True):
-            variant = self.policy.with_steps(int(call.settings["steps"]), call.settings["eta"])
+            variant = self.policy.with_sampler(Sampler(int(call.settings["steps"]), eta=call.settings["eta"]))
             generators = seeded_generators([call.seed])
             images.append(variant.sample(image[None], generators, initial_noise=call.settings["noise"]).cpu())
         return torch.cat(images)

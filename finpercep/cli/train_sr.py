@@ -59,9 +59,9 @@ def train_sr(
     claim_config(out / "config.toml", {"pretrain": dataclasses.asdict(config), "data": [str(folder) for folder in data]})
     torch.manual_seed(seed)
     policy = TinyDiffusionSR(build_unet(), build_scheduler(), TinyConfig(), autocast=True)
-    policy.config = dataclasses.replace(policy.config, residual_std=measure_residual_std(policy, pairs, seed))
+    policy.residual_std = measure_residual_std(policy, pairs, seed)
     policy.to(resolve_device(device))
-    say(f"{len(pairs.photos)} photos to train on, residual std {policy.config.residual_std:.4f}")
+    say(f"{len(pairs.photos)} photos to train on, residual std {policy.residual_std:.4f}")
     keep_metrics(out / METRICS_NAME, lambda _: True)
     with progress_bar() as bar:
         task = bar.add_task("train-sr", total=steps, figures="")
@@ -87,13 +87,14 @@ def evaluate(folder: Path, photos: Sequence[RGB8], seed: int, device: torch.devi
     from finpercep.sr.packaged import load_policy
     from finpercep.sr.panel import panel_scores
     from finpercep.sr.policy import sample_images
+    from finpercep.sr.transition import Sampler
 
     hr, lr = PhotoPairs(photos, EVALUATION_CROP, DegradationConfig.light()).fixed(len(photos), seed)
     bicubic = torch.nn.functional.interpolate(lr, scale_factor=4, mode="bicubic", align_corners=False).clamp(0, 1)
     means = {"bicubic": panel_scores(bicubic, hr).means()}
     policy = load_policy(str(folder), device=device, autocast=True)
     for steps, eta in EVALUATED:
-        variant = policy.with_steps(steps, eta)
+        variant = policy.with_sampler(Sampler(steps, eta=eta))
         images = sample_images(variant, lr, range(len(lr))).cpu()
         means[f"{steps} step(s), η={eta:g}"] = panel_scores(images, hr).means()
     return {"crops": len(photos), "crop_px": EVALUATION_CROP, "seed": seed, "means": means}

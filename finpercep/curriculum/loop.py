@@ -7,7 +7,6 @@ Knows nothing about servers: a reward is a `RewardSource`.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,15 +16,15 @@ import numpy as np
 import torch
 
 from finpercep.curriculum.blended_reward import LadderReward
+from finpercep.curriculum.optimiser import PolicyOptimiser
 from finpercep.curriculum.run_directory import RunDirectory
 from finpercep.curriculum.schedule import RungBlend, RungSchedule
 from finpercep.errors import ConfigError, TrainingError
 from finpercep.reward import RewardFn, Rewards, RewardSource, RewardWeights
+from finpercep.rl.algorithm import AlgorithmConfig, Batch, Trainee, Update
 from finpercep.rl.gram import FeatureExtractor
-from finpercep.rl.refl import ReflConfig, ReflLosses, refl_losses
-from finpercep.sr.policy import DrawPair, SRPolicy
-
-ALGORITHMS = ("refl",)
+from finpercep.rl.refl import ReflConfig
+from finpercep.sr.policy import DrawPair, SRPolicy, weights_of
 
 
 @dataclass(frozen=True)
@@ -33,21 +32,21 @@ class FinetuneConfig:
     """Settings of `finetune`.
 
     Attributes:
-        algorithm: one of `ALGORITHMS`.
+        algorithm: settings of one of `finpercep.rl.algorithms.ALGORITHMS`.
         steps: optimiser steps in all.
         rung_steps: steps on each rung, RM_0 first; None divides ``steps`` evenly.
         blend_share: share of a rung over which the next one is blended in, in [0, 1).
-        batch_size: images a step.
+        batch_size: photos a step.
         crop: side of the HR crop in px.
         lr: AdamW's learning rate. A higher one, or a higher weight of the reward, is hacked sooner.
         max_grad_norm: gradients are clipped to this norm.
+        ema: decay of the average of the weights that ``final`` holds, in [0, 1); 0 keeps the last weights themselves.
         save_every: steps between checkpoints.
         seed: decides batches and noise.
-        refl: settings of ReFL.
         reward: weights of R_k.
     """
 
-    algorithm: str = "refl"
+    algorithm: AlgorithmConfig = field(default_factory=ReflConfig)
     steps: int = 300
     rung_steps: tuple[int, ...] | None = None
     blend_share: float = 0.25
@@ -55,21 +54,26 @@ class FinetuneConfig:
     crop: int = 128
     lr: float = 1e-5
     max_grad_norm: float = 1.0
+    ema: float = 0.0
     save_every: int = 25
     seed: int = 0
-    refl: ReflConfig = field(default_factory=ReflConfig)
     reward: RewardWeights = field(default_factory=RewardWeights)
 
     def __post_init__(self) -> None:
-        if self.algorithm not in ALGORITHMS:
-            raise ConfigError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}")
         for name in ("steps", "batch_size", "crop", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.crop % 8:
             raise ConfigError(f"crop must be a multiple of 8, got {self.crop}")
-        if not 0 <= self.blend_share < 1:
-            raise ConfigError(f"blend_share must lie in [0, 1), got {self.blend_share}")
+        for name in ("blend_share", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """All settings, the algorithm's under its name."""
+        plain = dataclasses.asdict(self)
+        settings = plain.pop("algorithm")
+        return {**plain, "algorithm": self.algorithm.name, self.algorithm.name: settings}
 
     def schedule(self, rungs: int) -> RungSchedule:
         """The schedule over a ladder of ``rungs`` rungs."""
@@ -82,20 +86,21 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One line of ``metrics.jsonl``: 1-based step, the rungs in force, mean rewards of the batch, weighted losses, seconds."""
+    """One line of ``metrics.jsonl``: 1-based step, the rungs in force, mean rewards of what was scored, the algorithm's own
+    losses and figures, the gradient's norm before clipping, seconds.
+    """
 
     step: int
     rung: str
     next_rung: str | None
     blend: float
     reward: float
-    ceiling: float
+    reward_std: float
     score: float
     max_degradation: float
     mean_degradation: float
-    loss_reward: float
-    loss_pretraining: float
-    loss_gram: float
+    losses: dict[str, float]
+    figures: dict[str, float]
     grad_norm: float
     seconds: float
     reward_seconds: float
@@ -131,43 +136,39 @@ def finetune(
     """
     reward = LadderReward(source, config.reward)
     schedule = config.schedule(len(reward.rungs))
-    run.claim({"finetune": dataclasses.asdict(config), "rungs": list(reward.rungs), **(described or {})})
-    reference = policy.frozen_copy()
-    optimiser = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=0.0)
+    run.claim({"finetune": config.to_json(), "rungs": list(reward.rungs), **(described or {})})
+    algorithm = config.algorithm.build(Trainee(policy, policy.frozen_copy(), features))
+    optimiser = PolicyOptimiser(policy, lr=config.lr, max_grad_norm=config.max_grad_norm, ema=config.ema)
     first = 0
     if state := run.load_state():
         policy.load_state_dict(state["policy"])
         optimiser.load_state_dict(state["optimiser"])
+        algorithm.load_state_dict(state["algorithm"])
         first = int(state["step"])
     for step in range(first, config.steps):
         started = time.perf_counter()
         blend = schedule.at(step)
         timed = _TimedReward(reward.at(blend))
         rng = np.random.default_rng((config.seed, step))
-        hr, lr = (
-            torch.stack(side).to(policy.device) for side in zip(*(draw_pair(rng) for _ in range(config.batch_size)), strict=True)
-        )
-        losses = refl_losses(policy, reference, timed, features, hr, lr, config.refl, rng)
-        grad_norm = _update(policy, optimiser, losses.total, config, step)
-        metrics = _metrics(step, reward.rungs, blend, losses, grad_norm, time.perf_counter() - started, timed.seconds)
+        try:
+            update = algorithm.update(_draw_batch(draw_pair, config.batch_size, rng, policy.device), timed, rng, optimiser)
+        except TrainingError as error:
+            raise TrainingError(f"step {step + 1}: {error}") from error
+        seconds = time.perf_counter() - started
+        metrics = _metrics(step, reward.rungs, blend, update, optimiser.take_grad_norm(), seconds, timed.seconds)
         run.append_metrics(dataclasses.asdict(metrics))
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            run.save_state({"step": step + 1, "policy": policy.state_dict(), "optimiser": optimiser.state_dict()})
+            state = {"policy": policy.state_dict(), "optimiser": optimiser.state_dict(), "algorithm": algorithm.state_dict()}
+            run.save_state({"step": step + 1, **state})
         yield metrics
     if first < config.steps or not (run.final / "policy.json").exists():
-        policy.save_pretrained(run.final)
+        with weights_of(policy, optimiser.average or optimiser.parameters):
+            policy.save_pretrained(run.final)
 
 
-def _update(policy: SRPolicy, optimiser: torch.optim.Optimizer, loss: torch.Tensor, config: FinetuneConfig, step: int) -> float:
-    optimiser.zero_grad()
-    loss.backward()
-    grad_norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm))
-    if not (math.isfinite(grad_norm) and math.isfinite(loss.item())):
-        raise TrainingError(
-            f"step {step + 1}: loss is {loss.item()}, gradient norm {grad_norm}; lower the learning rate (now {config.lr})"
-        )
-    optimiser.step()
-    return grad_norm
+def _draw_batch(draw_pair: DrawPair, size: int, rng: np.random.Generator, device: torch.device) -> Batch:
+    hr, lr = (torch.stack(side).to(device) for side in zip(*(draw_pair(rng) for _ in range(size)), strict=True))
+    return Batch(hr, lr)
 
 
 class _TimedReward:
@@ -187,25 +188,24 @@ def _metrics(
     step: int,
     rungs: tuple[str, ...],
     blend: RungBlend,
-    losses: ReflLosses,
+    update: Update,
     grad_norm: float,
     seconds: float,
     reward_seconds: float,
 ) -> StepMetrics:
-    rewards = losses.rewards
+    rewards = update.rewards
     return StepMetrics(
         step=step + 1,
         rung=rungs[blend.rung],
         next_rung=None if blend.next is None else rungs[blend.next],
         blend=blend.weight,
         reward=rewards.reward.mean().item(),
-        ceiling=losses.ceiling.mean().item(),
+        reward_std=rewards.reward.std(correction=0).item(),
         score=rewards.score.mean().item(),
         max_degradation=rewards.max_degradation.mean().item(),
         mean_degradation=rewards.mean_degradation.mean().item(),
-        loss_reward=losses.reward.item(),
-        loss_pretraining=losses.pretraining.item(),
-        loss_gram=losses.gram.item(),
+        losses=dict(update.losses),
+        figures=dict(update.figures),
         grad_norm=grad_norm,
         seconds=seconds,
         reward_seconds=reward_seconds,

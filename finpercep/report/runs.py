@@ -28,7 +28,7 @@ def read_records(path: Path) -> Records:
 def report_of_run(folder: Path) -> Report:
     """The report of a training run (`train-rm`) or a fine-tuning run (`finetune`)."""
     records = read_records(folder / "metrics.jsonl")
-    if "ceiling" in records[0]:
+    if "losses" in records[0] and "blend" in records[0]:
         sections, title = finetuning_sections(records), "Fine-tuning run"
     else:
         sections, title = training_sections(records), "Reward-model training run"
@@ -105,19 +105,20 @@ def finetuning_sections(records: Records) -> list[Section]:
     """Reward and losses along the ladder, with the rung changes marked."""
     x = [record["step"] for record in records]
     marks = {b["step"]: b["rung"] for a, b in pairwise(records) if a["rung"] != b["rung"]}
-    reward, ceiling = ([record[key] for record in records] for key in ("reward", "ceiling"))
+    reward = [record["reward"] for record in records]
+    ours = [Curve("", x, reward, faint=True), Curve("SR output", x, smoothed(reward))]
+    figures = {name: smoothed([record["figures"][name] for record in records]) for name in records[0]["figures"]}
+    if ceiling := figures.pop("ceiling", None):
+        ours.append(Curve("ground truth (ceiling)", x, ceiling))
     panels = {
-        "reward R_k": [
-            Curve("", x, reward, faint=True),
-            Curve("SR output", x, smoothed(reward)),
-            Curve("ground truth (ceiling)", x, smoothed(ceiling)),
-        ],
+        "reward R_k": ours,
         "loss terms (weighted)": [
-            Curve(name, x, smoothed([record[f"loss_{name}"] for record in records])) for name in ("reward", "pretraining", "gram")
+            Curve(name, x, smoothed([record["losses"][name] for record in records])) for name in records[0]["losses"]
         ],
         "map of SR output": [
             Curve(name, x, smoothed([record[f"{name}_degradation"] for record in records])) for name in ("max", "mean")
         ],
+        **{name: [Curve("", x, values)] for name, values in figures.items()},
     }
     seconds = sum(record["seconds"] for record in records)
     waited = sum(record["reward_seconds"] for record in records) / seconds

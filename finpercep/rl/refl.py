@@ -9,6 +9,7 @@ The pretraining loss, missing from the public release of ReFL, is part of the ob
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,8 +17,10 @@ from torch.nn import functional as F
 
 from finpercep.errors import ConfigError
 from finpercep.reward import RewardFn, Rewards
-from finpercep.rl.gram import FeatureExtractor, gram_distance
-from finpercep.sr.policy import SRPolicy, seeded_generators
+from finpercep.rl.algorithm import Batch, Optimise, Stateless, Trainee, Update
+from finpercep.rl.gram import gram_distance
+from finpercep.rl.rollout import denoise_to
+from finpercep.sr.policy import denoising_loss, seeded_generators
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,9 @@ class ReflConfig:
         pretraining_weight: weight of the supervised denoising loss on ground truth.
         gram_weight: weight of the Gram term; 0 switches it off.
     """
+
+    name: ClassVar[str] = "refl"
+    needs_gradient: ClassVar[bool] = True
 
     window: float = 0.5
     reward_weight: float = 0.2
@@ -48,6 +54,10 @@ class ReflConfig:
     def indices(self, num_steps: int) -> range:
         """The denoising indices that may be trained; 0 is the noisiest."""
         return range(num_steps - max(1, round(num_steps * self.window)), num_steps)
+
+    def build(self, trainee: Trainee) -> Refl:
+        """The algorithm."""
+        return Refl(trainee, self)
 
 
 @dataclass(frozen=True)
@@ -71,45 +81,40 @@ def refl_objective(reward: torch.Tensor, ceiling: torch.Tensor) -> torch.Tensor:
     return F.relu(ceiling - reward).mean()
 
 
-def refl_losses(
-    policy: SRPolicy,
-    reference: SRPolicy,
-    reward_fn: RewardFn,
-    features: FeatureExtractor,
-    hr: torch.Tensor,
-    lr: torch.Tensor,
-    config: ReflConfig,
-    rng: np.random.Generator,
-) -> ReflLosses:
-    """All terms of one update on a batch; gradients reach the policy's parameters and nothing else.
+class Refl(Stateless):
+    """`Algorithm`: ReFL."""
 
-    Args:
-        policy: the trained model.
-        reference: its frozen copy.
-        reward_fn: the reward, local or remote.
-        features: frozen extractor of the Gram term.
-        hr: ground truth (N, 3, H, W) in [0, 1].
-        lr: its LR images.
-        config: settings.
-        rng: decides m and all noise.
-    """
-    index = int(rng.choice(np.asarray(config.indices(policy.num_steps))))
-    generators = seeded_generators(rng.integers(2**31, size=len(hr)).tolist())
-    with torch.no_grad():
-        condition = policy.condition(lr)
-        x = policy.initial_state(condition, generators)
-        for earlier in range(index):
-            x = policy.step(x, earlier, condition, generators)
-        reference_image = reference.decode(reference.predict_clean(x, index, condition), condition)
-        ceiling = reward_fn(hr).reward
-    image = policy.decode(policy.predict_clean(x, index, condition), condition)
-    rewards = reward_fn(image)
-    return ReflLosses(
-        reward=config.reward_weight * refl_objective(rewards.reward, ceiling),
-        pretraining=config.pretraining_weight * policy.denoising_loss(hr, lr, generators),
-        gram=config.gram_weight * gram_distance(features(image), features(reference_image))
-        if config.gram_weight
-        else hr.new_zeros(()),
-        rewards=rewards,
-        ceiling=ceiling,
-    )
+    def __init__(self, trainee: Trainee, config: ReflConfig) -> None:
+        self.trainee, self.config = trainee, config
+
+    def update(self, batch: Batch, reward: RewardFn, rng: np.random.Generator, optimise: Optimise) -> Update:
+        """One optimiser step."""
+        losses = self.losses(batch, reward, rng)
+        optimise.backward(losses.total)
+        optimise.step()
+        terms = {name: float(getattr(losses, name).detach()) for name in ("reward", "pretraining", "gram")}
+        return Update(losses.rewards, terms, {"ceiling": float(losses.ceiling.mean())})
+
+    def losses(self, batch: Batch, reward: RewardFn, rng: np.random.Generator) -> ReflLosses:
+        """All terms; gradients reach the policy's parameters and nothing else. ``rng`` decides m and all noise."""
+        policy, reference, config = self.trainee.policy, self.trainee.reference, self.config
+        index = int(rng.choice(np.asarray(config.indices(policy.num_steps))))
+        generators = seeded_generators(rng.integers(2**31, size=len(batch.hr)).tolist())
+        with torch.no_grad():
+            condition = policy.condition(batch.lr)
+            x = denoise_to(policy, index, condition, generators)
+            ceiling = reward(batch.hr).reward
+        image = policy.decode(policy.predict_clean(x, index, condition), condition)
+        rewards = reward(image)
+        gram = image.new_zeros(())
+        if config.gram_weight:
+            with torch.no_grad():
+                original = reference.decode(reference.predict_clean(x, index, condition), condition)
+            gram = gram_distance(self.trainee.features(image), self.trainee.features(original))
+        return ReflLosses(
+            reward=config.reward_weight * refl_objective(rewards.reward, ceiling),
+            pretraining=config.pretraining_weight * denoising_loss(policy, batch.hr, condition, generators),
+            gram=config.gram_weight * gram,
+            rewards=rewards,
+            ceiling=ceiling,
+        )

@@ -17,7 +17,7 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from finpercep.errors import ConfigError, TrainingError
-from finpercep.sr.policy import DrawPair, seeded_generators
+from finpercep.sr.policy import DrawPair, denoising_loss, seeded_generators
 from finpercep.sr.tiny import TinyDiffusionSR
 from finpercep.training.learning_rate import warmup_cosine
 from finpercep.training.run_state import load_run_state, save_run_state
@@ -77,12 +77,12 @@ def pretrain(policy: TinyDiffusionSR, draw_pair: DrawPair, config: PretrainConfi
     state_path = out / "run_state.pt"
     first = 0
     if state := load_run_state(state_path):
-        policy.load_state_dict(state["unet"])
+        policy.load_state_dict(state["policy"])
         optimiser.load_state_dict(state["optimiser"])
         ema.load_state_dict(state["ema"])
         ema.to(policy.device)
         first = state["step"]
-    policy.unet.train()
+    policy.train()
     with ThreadPoolExecutor(1) as prefetch:
         upcoming = prefetch.submit(_draw_batch, draw_pair, config, first)
         for step in range(first, config.steps):
@@ -90,9 +90,7 @@ def pretrain(policy: TinyDiffusionSR, draw_pair: DrawPair, config: PretrainConfi
             upcoming = prefetch.submit(_draw_batch, draw_pair, config, step + 1)
             for group in optimiser.param_groups:
                 group["lr"] = warmup_cosine(step, config.steps, config.lr)
-            loss = policy.denoising_loss(
-                hr.to(policy.device), lr.to(policy.device), seeded_generators(_noise_seeds(config, step))
-            )
+            loss = _loss(policy, hr.to(policy.device), lr.to(policy.device), _noise_seeds(config, step))
             if not math.isfinite(loss.item()):
                 raise TrainingError(f"step {step + 1}: loss is {loss.item()}; lower the learning rate (now {config.lr})")
             optimiser.zero_grad()
@@ -102,7 +100,7 @@ def pretrain(policy: TinyDiffusionSR, draw_pair: DrawPair, config: PretrainConfi
             ema.step(policy.parameters())
             if (step + 1) % config.save_every == 0:
                 state = {
-                    "unet": policy.state_dict(),
+                    "policy": policy.state_dict(),
                     "optimiser": optimiser.state_dict(),
                     "ema": ema.state_dict(),
                     "step": step + 1,
@@ -112,8 +110,12 @@ def pretrain(policy: TinyDiffusionSR, draw_pair: DrawPair, config: PretrainConfi
                 policy.frozen_copy().save_pretrained(out / SNAPSHOTS / f"{step + 1:05d}", half=True)
             yield PretrainProgress(step + 1, loss.item())
     ema.copy_to(policy.parameters())
-    policy.unet.eval()
+    policy.train(False)
     policy.save_pretrained(out, half=True)
+
+
+def _loss(policy: TinyDiffusionSR, hr: torch.Tensor, lr: torch.Tensor, seeds: list[int]) -> torch.Tensor:
+    return denoising_loss(policy, hr, policy.condition(lr), seeded_generators(seeds))
 
 
 def measure_residual_std(policy: TinyDiffusionSR, draw_pair: DrawPair, seed: int, pairs: int = 64) -> float:
@@ -121,7 +123,7 @@ def measure_residual_std(policy: TinyDiffusionSR, draw_pair: DrawPair, seed: int
     rng = np.random.default_rng((seed, 2**31))
     drawn = [draw_pair(rng) for _ in range(pairs)]
     hr, lr = (torch.stack(side) for side in zip(*drawn, strict=True))
-    return float((policy.residual(hr, policy.condition(lr)) * policy.config.residual_std).std())
+    return float((policy.encode(hr, policy.condition(lr)) * policy.residual_std).std())
 
 
 def _draw_batch(draw_pair: DrawPair, config: PretrainConfig, step: int) -> tuple[torch.Tensor, torch.Tensor]:

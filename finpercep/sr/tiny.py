@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
-from diffusers.utils.torch_utils import randn_tensor
 from torch.nn import functional as F
 
 from data_synth.schema.errors import SchemaError
 from data_synth.schema.pixels import write_atomically
 from finpercep.errors import WeightsError
-from finpercep.sr.policy import Generators
+from finpercep.sr.diffusion import DiffusionPolicy
+from finpercep.sr.noise_path import VariancePreserving
+from finpercep.sr.transition import Sampler
 
 FORMAT = "finpercep-tiny-sr"
 FORMAT_VERSION = 1
@@ -74,148 +75,59 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-class TinyDiffusionSR:
-    """`SRPolicy` of the packaged model. ``autocast`` runs the network in bfloat16, about twice as fast on recent CPUs."""
+class TinyDiffusionSR(DiffusionPolicy):
+    """`SRPolicy` of the packaged model. ``autocast`` runs the network in bfloat16, about twice as fast on recent CPUs.
+
+    A condition is the bicubic upsampling of the LR images as N×12×H/2×W/2 in [−1, 1].
+    """
 
     name = "tiny"
 
     def __init__(self, unet: UNet2DModel, scheduler: DDIMScheduler, config: TinyConfig, *, autocast: bool = False) -> None:
-        self.unet, self.scheduler, self.config, self.autocast = unet, scheduler, config, autocast
-        self._schedule(config.num_steps)
-
-    def _schedule(self, num_steps: int) -> None:
-        self.scheduler.set_timesteps(num_steps)
-        self._timesteps: list[int] = self.scheduler.timesteps.tolist()
-
-    def with_steps(self, num_steps: int, eta: float | None = None) -> TinyDiffusionSR:
-        """The same live network, sampled in another number of steps (and with another η)."""
-        eta = self.config.eta if eta is None else eta
-        config = TinyConfig(self.config.scale, self.config.residual_std, num_steps, eta)
-        return TinyDiffusionSR(self.unet, self._own_scheduler(), config, autocast=self.autocast)
-
-    def _own_scheduler(self) -> DDIMScheduler:
-        """The same schedule as a new object, since a scheduler holds the timesteps of its policy."""
-        return DDIMScheduler.from_config(self.scheduler.config)
+        self.unet, self.scheduler, self.autocast = unet, scheduler, autocast
+        self.residual_std = config.residual_std
+        super().__init__(VariancePreserving(scheduler), Sampler(config.num_steps, eta=config.eta), config.scale)
 
     @property
-    def scale(self) -> int:
-        """Upscaling factor."""
-        return self.config.scale
+    def config(self) -> TinyConfig:
+        """What `save_pretrained` writes beside the weights."""
+        return TinyConfig(self.scale, self.residual_std, self.sampler.num_steps, self.sampler.eta)
+
+    def networks(self) -> Mapping[str, torch.nn.Module]:
+        """The denoiser."""
+        return {"unet": self.unet}
 
     @property
-    def num_steps(self) -> int:
-        """Number of denoising steps of one sample."""
-        return self.config.num_steps
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return next(self.unet.parameters()).device
-
-    # -- images ↔ diffusion state -----------------------------------------------------------------------------------
+    def lr_multiple(self) -> int:
+        """The UNet halves twice, on unshuffled pixels."""
+        return _UNSHUFFLE * _DOWN // self.scale
 
     def condition(self, lr: torch.Tensor) -> torch.Tensor:
-        """Bicubic upsampling of ``lr`` (N×3×h×w in [0, 1]) as N×12×H/2×W/2 in [−1, 1]; ValueError unless H, W divide by 8."""
+        """Bicubic upsampling of ``lr`` (N×3×h×w in [0, 1]); ValueError unless the upsampled sides divide by 8."""
         upsampled = F.interpolate(lr, scale_factor=self.scale, mode="bicubic", align_corners=False)
         if upsampled.shape[-1] % (_UNSHUFFLE * _DOWN) or upsampled.shape[-2] % (_UNSHUFFLE * _DOWN):
             raise ValueError(f"SR image sides must be multiples of {_UNSHUFFLE * _DOWN}, got {tuple(upsampled.shape[-2:])}")
         return F.pixel_unshuffle(2 * upsampled - 1, _UNSHUFFLE)
 
-    def residual(self, hr: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """The clean diffusion state x0 of ``hr`` (N×3×H×W in [0, 1])."""
-        return (F.pixel_unshuffle(2 * hr - 1, _UNSHUFFLE) - condition) / (2 * self.config.residual_std)
+    def encode(self, images: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """x0 of ``images``: their residual to the upsampled LR images."""
+        return (F.pixel_unshuffle(2 * images - 1, _UNSHUFFLE) - condition) / (2 * self.residual_std)
 
     def decode(self, clean: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Image N×3×H×W in [0, 1] from x̂0; inverse of `residual` up to clipping."""
-        image = F.pixel_shuffle(condition + 2 * self.config.residual_std * clean, _UNSHUFFLE)
+        """Images from x̂0; inverse of `encode` up to clipping."""
+        image = F.pixel_shuffle(condition + 2 * self.residual_std * clean, _UNSHUFFLE)
         return ((image + 1) / 2).clamp(0, 1)
 
-    # -- diffusion --------------------------------------------------------------------------------------------------
+    def state_shape(self, condition: torch.Tensor) -> Sequence[int]:
+        """A state is as large as its condition."""
+        return condition.shape
 
-    def initial_state(self, condition: torch.Tensor, generators: Generators) -> torch.Tensor:
-        """Pure noise: terminal SNR is zero."""
-        return randn_tensor(condition.shape, generator=list(generators), device=condition.device, dtype=condition.dtype)
-
-    def _velocity(self, x: torch.Tensor, timesteps: torch.Tensor | int, condition: torch.Tensor) -> torch.Tensor:
+    def predict(self, x: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """v, from the state beside its condition."""
         inputs = torch.cat([x, condition], dim=1)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
-            velocity: torch.Tensor = self.unet(inputs, timesteps).sample
+            velocity: torch.Tensor = self.unet(inputs, timestep).sample
         return velocity.float()
-
-    def _alpha(self, index: int) -> torch.Tensor:
-        """ᾱ before step ``index``; 1 after the last step."""
-        if index == self.num_steps:
-            return torch.ones((), device=self.device)
-        return self.scheduler.alphas_cumprod[self._timesteps[index]].to(self.device)
-
-    def predict_clean(self, x: torch.Tensor, index: int, condition: torch.Tensor) -> torch.Tensor:
-        """x̂0 = √ᾱ_t·x_t − √(1−ᾱ_t)·v(x_t, t)   (arXiv 2202.00512, Appendix D)."""
-        alpha = self._alpha(index)
-        return alpha.sqrt() * x - (1 - alpha).sqrt() * self._velocity(x, self._timesteps[index], condition)
-
-    def step(self, x: torch.Tensor, index: int, condition: torch.Tensor, generators: Generators) -> torch.Tensor:
-        """One DDIM step (arXiv 2010.02502, eq. 12 and 16) with the config's η; the last step adds no noise.
-
-        Written out because `DDIMScheduler.step` takes the root of a rounding error below 0 where ᾱ_t = 0 and η = 1.
-        """
-        alpha, previous = self._alpha(index), self._alpha(index + 1)
-        velocity = self._velocity(x, self._timesteps[index], condition)
-        clean = alpha.sqrt() * x - (1 - alpha).sqrt() * velocity
-        epsilon = alpha.sqrt() * velocity + (1 - alpha).sqrt() * x
-        sigma = self.config.eta * ((1 - previous) / (1 - alpha) * (1 - alpha / previous)).clamp_min(0).sqrt()
-        direction = (1 - previous - sigma**2).clamp_min(0).sqrt()
-        noise = randn_tensor(x.shape, generator=list(generators), device=x.device, dtype=x.dtype)
-        return previous.sqrt() * clean + direction * epsilon + sigma * noise
-
-    def denoising_loss(self, hr: torch.Tensor, lr: torch.Tensor, generators: Generators) -> torch.Tensor:
-        """Mean ‖v_θ(x_t, t) − v‖² at one uniformly drawn timestep an image."""
-        condition = self.condition(lr)
-        clean = self.residual(hr, condition)
-        noise = randn_tensor(clean.shape, generator=list(generators), device=clean.device, dtype=clean.dtype)
-        total = self.scheduler.config.num_train_timesteps
-        timesteps = torch.cat([torch.randint(total, (1,), generator=g) for g in generators]).to(clean.device)
-        noisy = self.scheduler.add_noise(clean, noise, timesteps)
-        target = self.scheduler.get_velocity(clean, noise, timesteps)
-        return F.mse_loss(self._velocity(noisy, timesteps, condition), target)
-
-    @torch.no_grad()
-    def sample(self, lr: torch.Tensor, generators: Generators, *, initial_noise: float = 1.0) -> torch.Tensor:
-        """SR images N×3×4h×4w in [0, 1] for any LR size (padded to even sides inside).
-
-        ``initial_noise`` scales the noise it starts from; 1 is right, anything else a fault (grain, or detail missing).
-        """
-        height, width = lr.shape[-2:]
-        period = _UNSHUFFLE * _DOWN // self.scale
-        padded = F.pad(lr, (0, -width % period, 0, -height % period), mode="replicate")
-        condition = self.condition(padded.to(self.device))
-        x = initial_noise * self.initial_state(condition, generators)
-        for index in range(self.num_steps):
-            x = self.step(x, index, condition, generators)
-        return self.decode(x, condition)[..., : height * self.scale, : width * self.scale]
-
-    # -- weights ----------------------------------------------------------------------------------------------------
-
-    def parameters(self) -> Iterable[torch.nn.Parameter]:
-        """All weights of the denoiser."""
-        return self.unet.parameters()  # type: ignore[no-any-return]
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The denoiser's weights."""
-        return dict(self.unet.state_dict())
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Set the denoiser's weights; every name must match."""
-        self.unet.load_state_dict(state)
-
-    def frozen_copy(self) -> Self:
-        """A deep copy without gradients, in eval mode."""
-        unet = copy.deepcopy(self.unet).requires_grad_(False).eval()
-        return type(self)(unet, self._own_scheduler(), self.config, autocast=self.autocast)
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move the network; returns self."""
-        self.unet.to(device)
-        return self
 
     def save_pretrained(self, folder: Path, *, half: bool = False) -> None:
         """Write ``unet/`` and ``scheduler/`` as diffusers does, and ``policy.json`` last, which marks the folder complete."""

@@ -25,7 +25,7 @@ from rm_server.app import create_app
 from rm_server.settings import Settings
 from tests.fakes import AppTransport, registry_of
 
-CONFIG = FinetuneConfig(steps=6, batch_size=2, crop=32, save_every=2, lr=1e-3, refl=ReflConfig(gram_weight=1.0))
+CONFIG = FinetuneConfig(steps=6, batch_size=2, crop=32, save_every=2, lr=1e-3, algorithm=ReflConfig(gram_weight=1.0))
 
 
 def draw_pair(rng: np.random.Generator):
@@ -62,7 +62,11 @@ def test_the_run_directory_explains_itself(small_policy, predictors, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [dataclasses.asdict(m) for m in metrics]
     config = tomllib.loads((tmp_path / "config.toml").read_text())
-    assert config["finetune"]["lr"] == 1e-3 and config["rungs"] == ["RM_0", "RM_1", "RM_2"]
+    assert (
+        config["finetune"]["lr"] == 1e-3
+        and config["finetune"]["refl"]["gram_weight"] == 1.0
+        and config["rungs"] == ["RM_0", "RM_1", "RM_2"]
+    )
     assert (tmp_path / "final" / "policy.json").exists() and (tmp_path / "checkpoints" / "latest.pt").exists()
 
 
@@ -191,7 +195,7 @@ def test_rung_zero_is_rewarded_by_score_alone():
     assert ladder.at(RungBlend(1)) == "RM_1"
 
 
-@pytest.mark.parametrize("bad", [{"algorithm": "magic"}, {"steps": 0}, {"blend_share": 1.0}])
+@pytest.mark.parametrize("bad", [{"ema": 1.0}, {"steps": 0}, {"blend_share": 1.0}])
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         FinetuneConfig(**bad)

@@ -8,8 +8,9 @@ import torch
 
 from finpercep.errors import ConfigError
 from finpercep.reward import Rewards
+from finpercep.rl.algorithm import Batch, Trainee
 from finpercep.rl.gram import gram_distance, gram_matrix
-from finpercep.rl.refl import ReflConfig, refl_losses, refl_objective
+from finpercep.rl.refl import Refl, ReflConfig, refl_objective
 
 
 class BrightnessReward:
@@ -34,7 +35,8 @@ def losses_of(policy, *, hr=None, seed=0, **settings):
     lr = torch.nn.functional.avg_pool2d(hr, 4)
     reward = BrightnessReward()
     config = ReflConfig(**settings)
-    losses = refl_losses(policy, policy.frozen_copy(), reward, pixels, hr, lr, config, np.random.default_rng(seed))
+    algorithm = Refl(Trainee(policy, policy.frozen_copy(), pixels), config)
+    losses = algorithm.losses(Batch(hr, lr), reward, np.random.default_rng(seed))
     return losses, reward
 
 
@@ -50,11 +52,11 @@ def test_only_the_policy_receives_gradients(small_policy):
     reference = small_policy.frozen_copy()
     hr = torch.ones(2, 3, 32, 32)
     config = ReflConfig(pretraining_weight=0.0, gram_weight=0.0)
-    args = (BrightnessReward(), pixels, hr, torch.zeros(2, 3, 8, 8), config, np.random.default_rng(0))
-    losses = refl_losses(small_policy, reference, *args)
+    algorithm = config.build(Trainee(small_policy, reference, pixels))
+    losses = algorithm.losses(Batch(hr, torch.zeros(2, 3, 8, 8)), BrightnessReward(), np.random.default_rng(0))
     losses.total.backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in small_policy.parameters())
-    assert all(p.grad is None for p in reference.parameters())
+    assert all(p.grad is None for p in reference.unet.parameters())
 
 
 def test_the_reward_is_differentiated_once_and_the_ceiling_never(small_policy):
@@ -67,14 +69,14 @@ def test_the_reward_is_differentiated_once_and_the_ceiling_never(small_policy):
 def test_one_network_evaluation_with_gradient_at_a_late_index(small_policy):
     """The trained index lies in the window, and every other evaluation of the network runs without gradient."""
     seen = []
-    original = small_policy._velocity
+    original = small_policy.predict
 
     def spy(x, timestep, condition):
-        seen.append((timestep if isinstance(timestep, int) else None, torch.is_grad_enabled()))
+        seen.append((timestep.item() if timestep.ndim == 0 else None, torch.is_grad_enabled()))
         return original(x, timestep, condition)
 
-    small_policy._velocity = spy
-    late = [small_policy._timesteps[index] for index in ReflConfig(window=0.5).indices(small_policy.num_steps)]
+    small_policy.predict = spy
+    late = [small_policy.levels[index].timestep.item() for index in ReflConfig(window=0.5).indices(small_policy.num_steps)]
     for seed in range(6):
         seen.clear()
         losses_of(small_policy, seed=seed, pretraining_weight=0.0, gram_weight=0.0, window=0.5)
@@ -105,7 +107,7 @@ def test_gram_term_is_zero_while_the_policy_is_its_reference_and_not_after(small
     hr = torch.rand(2, 3, 32, 32)
     lr = torch.nn.functional.avg_pool2d(hr, 4)
     rng = np.random.default_rng(0)
-    moved = refl_losses(small_policy, reference, BrightnessReward(), pixels, hr, lr, ReflConfig(), rng)
+    moved = Refl(Trainee(small_policy, reference, pixels), ReflConfig()).losses(Batch(hr, lr), BrightnessReward(), rng)
     assert moved.gram.item() > 0
 
 

@@ -40,13 +40,9 @@ def test_moving_average():
 def finetuning_record(step: int, rung: str) -> dict[str, object]:
     keys = [
         "reward",
-        "ceiling",
         "score",
         "max_degradation",
         "mean_degradation",
-        "loss_reward",
-        "loss_pretraining",
-        "loss_gram",
         "grad_norm",
     ]
     return {
@@ -56,6 +52,8 @@ def finetuning_record(step: int, rung: str) -> dict[str, object]:
         "blend": 0.0,
         "seconds": 1.0,
         "reward_seconds": 0.25,
+        "losses": {"reward": 0.1, "pretraining": 0.2},
+        "figures": {"ceiling": 0.9, "clipped": 0.3},
         **dict.fromkeys(keys, 0.5),
     }
 

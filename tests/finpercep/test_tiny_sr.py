@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import numpy as np
@@ -15,6 +14,7 @@ from finpercep.sr.packaged import load_policy
 from finpercep.sr.policy import seeded_generators
 from finpercep.sr.pretrain import PretrainConfig, measure_residual_std, pretrain
 from finpercep.sr.tiny import TinyDiffusionSR
+from finpercep.sr.transition import Sampler
 
 
 def pair(rng: np.random.Generator):
@@ -27,8 +27,8 @@ def test_x0_agrees_with_the_schedulers_own(small_policy):
     lr = torch.rand(2, 3, 8, 8)
     condition = small_policy.condition(lr)
     x = small_policy.initial_state(condition, seeded_generators([1, 2]))
-    for index, timestep in enumerate(small_policy._timesteps):
-        velocity = small_policy._velocity(x, timestep, condition)
+    for index, timestep in enumerate(small_policy.scheduler.timesteps):
+        velocity = small_policy.predict(x, timestep, condition)
         theirs = small_policy.scheduler.step(velocity, timestep, x).pred_original_sample
         assert torch.allclose(small_policy.predict_clean(x, index, condition), theirs, atol=1e-5)
 
@@ -36,12 +36,12 @@ def test_x0_agrees_with_the_schedulers_own(small_policy):
 @torch.no_grad()
 def test_a_step_agrees_with_the_schedulers_own(small_policy):
     """Two routes to the same step; indices where diffusers' own is finite and its previous timestep is ours (4 even steps)."""
-    policy = small_policy.with_steps(4, eta=0.7)
+    policy = small_policy.with_sampler(Sampler(4, eta=0.7))
     condition = policy.condition(torch.rand(2, 3, 8, 8))
     x = policy.initial_state(condition, seeded_generators([1, 2]))
-    for index, timestep in enumerate(policy._timesteps):
+    for index, timestep in enumerate(policy.scheduler.timesteps):
         noise = policy.initial_state(condition, seeded_generators([3, 4]))
-        velocity = policy._velocity(x, timestep, condition)
+        velocity = policy.predict(x, timestep, condition)
         theirs = policy.scheduler.step(velocity, timestep, x, eta=0.7, variance_noise=noise).prev_sample
         ours = policy.step(x, index, condition, seeded_generators([3, 4]))
         assert torch.allclose(ours, theirs, atol=1e-4)
@@ -50,12 +50,12 @@ def test_a_step_agrees_with_the_schedulers_own(small_policy):
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 7, 10])
 def test_every_number_of_steps_gives_a_finite_sample(small_policy, steps):
-    sample = small_policy.with_steps(steps, eta=1.0).sample(torch.rand(1, 3, 8, 8), seeded_generators([0]))
+    sample = small_policy.with_sampler(Sampler(steps, eta=1.0)).sample(torch.rand(1, 3, 8, 8), seeded_generators([0]))
     assert sample.isfinite().all()
 
 
 def test_first_step_starts_from_pure_noise(small_policy):
-    assert small_policy._timesteps[0] == 999
+    assert small_policy.levels[0].timestep == 999
     assert small_policy.scheduler.alphas_cumprod[-1].item() == 0.0
 
 
@@ -63,7 +63,7 @@ def test_first_step_starts_from_pure_noise(small_policy):
 def test_decode_inverts_residual(small_policy):
     hr = torch.rand(2, 3, 32, 48)
     condition = small_policy.condition(torch.rand(2, 3, 8, 12))
-    assert torch.allclose(small_policy.decode(small_policy.residual(hr, condition), condition), hr, atol=1e-5)
+    assert torch.allclose(small_policy.decode(small_policy.encode(hr, condition), condition), hr, atol=1e-5)
 
 
 @torch.no_grad()
@@ -104,7 +104,7 @@ def test_the_frozen_copy_shares_nothing(small_policy):
         for parameter in small_policy.parameters():
             parameter.add_(0.1)
     assert torch.equal(before, reference.sample(lr, seeded_generators([0])))
-    assert not any(parameter.requires_grad for parameter in reference.parameters())
+    assert not any(parameter.requires_grad for parameter in reference.unet.parameters())
 
 
 def test_missing_and_foreign_folders(small_policy, tmp_path):
@@ -149,6 +149,6 @@ def test_pretraining_stops_at_a_non_finite_loss(small_policy, tmp_path):
 
 def test_residual_std_makes_the_state_unit_variance(small_policy):
     std = measure_residual_std(small_policy, pair, seed=0)
-    small_policy.config = dataclasses.replace(small_policy.config, residual_std=std)
+    small_policy.residual_std = std
     hr, lr = (torch.stack(side) for side in zip(*(pair(np.random.default_rng(i)) for i in range(40)), strict=True))
-    assert small_policy.residual(hr, small_policy.condition(lr)).std().item() == pytest.approx(1.0, rel=0.05)
+    assert small_policy.encode(hr, small_policy.condition(lr)).std().item() == pytest.approx(1.0, rel=0.05)
