@@ -55,18 +55,26 @@ class LocalReward:
             RewardRejected: the images are not what a reward can be had of.
             RewardError: the model's result is not finite.
         """
+        return self._score(images)[0]
+
+    @torch.no_grad()
+    def with_map(self, images: torch.Tensor) -> tuple[Rewards, torch.Tensor | None]:
+        """See `MapRewardFn`; raises as a call does."""
+        return self._score(images)
+
+    def _score(self, images: torch.Tensor) -> tuple[Rewards, torch.Tensor | None]:
         try:
             check_images(images)
         except WireError as error:
             raise RewardRejected(str(error)) from error
         if fault := side_fault(images.shape[-2], images.shape[-1], self.predictor.min_side):
             raise RewardRejected(fault)
-        rewards, _ = score_batch(self.predictor, as_pixels(images, self.predictor.device), self.weights)
+        rewards, maps = score_batch(self.predictor, as_pixels(images, self.predictor.device), self.weights)
         numbers = (rewards.reward, rewards.score, rewards.max_degradation, rewards.mean_degradation)
         if not all(number.isfinite().all() for number in numbers):
             raise RewardError(f"{self.predictor.rung} (digest {self.predictor.digest}): the reward is not finite")
-        reward, *monitored = (number.to(images.device) for number in numbers)
-        return Rewards(reward, *(number.detach() for number in monitored))
+        reward, score, worst, mean = (number.to(images.device) for number in numbers)
+        return Rewards(reward, score.detach(), worst.detach(), mean.detach()), None if maps is None else maps.to(images.device)
 
 
 class LocalSource:

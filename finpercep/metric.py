@@ -83,7 +83,8 @@ class FinPercepMetric(nn.Module):
             return LocalReward(predictor, SCORE_ALONE)(images)
         seen = predictor.assess(to_rgb8(images) if isinstance(images, Image.Image) else decode_rgb(images), SCORE_ALONE)
         worst, mean = seen.max_degradation or 0.0, seen.mean_degradation or 0.0  # 0 without a map, as in `Rewards`
-        return Rewards(*(torch.tensor([number]) for number in (seen.reward, seen.score, worst, mean)))
+        numbers = [torch.tensor([number]) for number in (seen.reward, seen.score, worst, mean)]
+        return Rewards(numbers[0], numbers[1], numbers[2], numbers[3])
 
     @property
     def has_map(self) -> bool:

@@ -6,9 +6,9 @@ Plain data and pure functions on tensors; knows nothing about models, files or H
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -56,12 +56,14 @@ class Rewards:
         score: float32 (N,), global score S in [0, 1]; higher is better.
         max_degradation: float32 (N,), max^(M) in [0, 1]; 0 for a rung without a map.
         mean_degradation: float32 (N,), mean of M in [0, 1]; 0 for a rung without a map.
+        parts: where several rewards are added up, each one's own number, (N,) by name; else empty.
     """
 
     reward: torch.Tensor
     score: torch.Tensor
     max_degradation: torch.Tensor
     mean_degradation: torch.Tensor
+    parts: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class RewardFn(Protocol):
@@ -73,6 +75,29 @@ class RewardFn(Protocol):
         The other three are for monitoring: over a wire only ∂R/∂image travels, so a local reward detaches them too.
         """
         ...
+
+
+@runtime_checkable
+class MapRewardFn(RewardFn, Protocol):
+    """A `RewardFn` that can also show where an image is broken."""
+
+    def with_map(self, images: torch.Tensor) -> tuple[Rewards, torch.Tensor | None]:
+        """The rewards, and the degradation maps (N, H, W) in [0, 1], 1 = degraded, or None for a rung without a map; no gradient.
+
+        The map of an image that has no reward is NaN.
+        """
+        ...
+
+
+def score_with_map(reward: RewardFn, images: torch.Tensor) -> tuple[Rewards, torch.Tensor | None]:
+    """`MapRewardFn.with_map` of a reward.
+
+    Raises:
+        ConfigError: it is a reward without maps.
+    """
+    if not isinstance(reward, MapRewardFn):
+        raise ConfigError(f"expected a reward with degradation maps, got {type(reward).__name__}, which has none")
+    return reward.with_map(images)
 
 
 class RewardSource(Protocol):

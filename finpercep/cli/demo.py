@@ -165,4 +165,5 @@ def finetune(client: RewardClient, split: PhotoSplit, folder: Path, scale: DemoS
 
     config = FinetuneConfig(steps=scale.finetune_steps, batch_size=scale.finetune_batch, seed=seed)
     pairs = PhotoPairs(load_photos(split.train, config.crop), config.crop, DegradationConfig.light())
-    run_finetuning("tiny", client, pairs, config, folder / "finetune", data="training photos of the demo")
+    described = {"data": "training photos of the demo", "rungs": {rung.name: rung.digest for rung in client.model().rungs}}
+    run_finetuning("tiny", client, pairs, config, folder / "finetune", described=described)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from finpercep.curriculum.schedule import RungBlend
-from finpercep.reward import RewardFn, Rewards, RewardSource, RewardWeights
+from finpercep.reward import RewardFn, Rewards, RewardSource, RewardWeights, score_with_map
 
 SCORE_ONLY = RewardWeights(score=1.0, max=0.0, mean=0.0)
 """RM_0 has no map, so its R is the score alone (λ2 = 0), on the same [0, 1] scale as the later rungs' R."""
@@ -37,6 +37,19 @@ class BlendedReward:
 
     def __call__(self, images: torch.Tensor) -> Rewards:
         """See `RewardFn`."""
-        a, b = self.current(images), self.upcoming(images)
-        mixed = {name: torch.lerp(getattr(a, name), getattr(b, name), self.weight) for name in Rewards.__dataclass_fields__}
-        return Rewards(**mixed)
+        return self._mixed(self.current(images), self.upcoming(images))
+
+    def with_map(self, images: torch.Tensor) -> tuple[Rewards, torch.Tensor | None]:
+        """See `MapRewardFn`; a rung without a map counts as one that finds nothing, as it does in the rewards."""
+        (a, map_a), (b, map_b) = score_with_map(self.current, images), score_with_map(self.upcoming, images)
+        if map_a is None and map_b is None:
+            return self._mixed(a, b), None
+        nothing = torch.zeros(len(images), *images.shape[-2:], device=images.device)
+        degradation = torch.lerp(nothing if map_a is None else map_a, nothing if map_b is None else map_b, self.weight)
+        return self._mixed(a, b), degradation
+
+    def _mixed(self, a: Rewards, b: Rewards) -> Rewards:
+        names = ("reward", "score", "max_degradation", "mean_degradation")
+        mixed = {name: torch.lerp(getattr(a, name), getattr(b, name), self.weight) for name in names}
+        parts = {name: torch.lerp(value, b.parts[name], self.weight) for name, value in a.parts.items()}
+        return Rewards(**mixed, parts=parts)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,12 +20,14 @@ from finpercep.curriculum.blended_reward import LadderReward
 from finpercep.curriculum.optimiser import PolicyOptimiser
 from finpercep.curriculum.run_directory import RunDirectory
 from finpercep.curriculum.schedule import RungBlend, RungSchedule
-from finpercep.errors import ConfigError, TrainingError
-from finpercep.reward import RewardFn, Rewards, RewardSource, RewardWeights
+from finpercep.errors import ConfigError, RewardRejected, TrainingError
+from finpercep.reward import RewardFn, Rewards, RewardSource, RewardWeights, score_with_map
 from finpercep.rl.algorithm import AlgorithmConfig, Batch, Trainee, Update
 from finpercep.rl.gram import FeatureExtractor
 from finpercep.rl.refl import ReflConfig
 from finpercep.sr.policy import DrawPair, SRPolicy, weights_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,8 @@ def finetune(
         except TrainingError as error:
             raise TrainingError(f"step {step + 1}: {error}") from error
         seconds = time.perf_counter() - started
-        metrics = _metrics(step, reward.rungs, blend, update, optimiser.take_grad_norm(), seconds, timed.seconds)
+        waited = timed.seconds if update.waited is None else update.waited
+        metrics = _metrics(step, reward.rungs, blend, update, optimiser.take_grad_norm(), seconds, waited)
         run.append_metrics(dataclasses.asdict(metrics))
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             state = {"policy": policy.state_dict(), "optimiser": optimiser.state_dict(), "algorithm": algorithm.state_dict()}
@@ -178,10 +182,21 @@ class _TimedReward:
         self._reward, self.seconds = reward, 0.0
 
     def __call__(self, images: torch.Tensor) -> Rewards:
-        started = time.perf_counter()
-        rewards = self._reward(images)
-        self.seconds += time.perf_counter() - started
+        rewards = self._timed(self._reward, images)
+        if images.requires_grad and not rewards.reward.requires_grad:
+            raise RewardRejected("this reward has no gradient, which refl, rfsr and draft go through; use grpo, ddpo, dpo or nft")
         return rewards
+
+    def with_map(self, images: torch.Tensor) -> tuple[Rewards, torch.Tensor | None]:
+        """See `MapRewardFn`."""
+        return self._timed(partial(score_with_map, self._reward), images)
+
+    def _timed(self, score: Callable[[torch.Tensor], T], images: torch.Tensor) -> T:
+        started = time.perf_counter()
+        try:
+            return score(images)
+        finally:
+            self.seconds += time.perf_counter() - started
 
 
 def _metrics(
@@ -205,7 +220,7 @@ def _metrics(
         max_degradation=rewards.max_degradation.mean().item(),
         mean_degradation=rewards.mean_degradation.mean().item(),
         losses=dict(update.losses),
-        figures=dict(update.figures),
+        figures={**update.figures, **{f"reward {name}": part.mean().item() for name, part in rewards.parts.items()}},
         grad_norm=grad_norm,
         seconds=seconds,
         reward_seconds=reward_seconds,

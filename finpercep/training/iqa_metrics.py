@@ -17,6 +17,33 @@ from finpercep.errors import MissingExtraError, RewardError, WeightsError
 from finpercep.training.judges import Judgement
 
 
+def create_metric(name: str, device: torch.device | str, *, as_loss: bool = False) -> Any:
+    """A no-reference metric of pyiqa, a module with ``lower_better``; its weights are downloaded when they are not here.
+
+    Args:
+        name: as pyiqa names it.
+        device: where it computes.
+        as_loss: let gradients through; its parameters take none.
+
+    Raises:
+        MissingExtraError: pyiqa is not installed.
+        WeightsError: there is no such no-reference metric, or its weights cannot be had.
+    """
+    try:
+        import pyiqa  # seconds to import
+    except ImportError as error:
+        raise MissingExtraError("pyiqa", "train") from error
+    if name not in pyiqa.list_models(metric_mode="NR"):
+        raise WeightsError(f"{name}: not a no-reference metric of pyiqa; `pyiqa.list_models('NR')` names them")
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):  # it prints what it loads
+        try:
+            metric: Any = pyiqa.create_metric(name, device=device, as_loss=as_loss, loss_reduction="none")
+        except Exception as error:  # downloads and damaged files raise many unrelated types
+            reason = str(error).split("\n")[0] or type(error).__name__
+            raise WeightsError(f"the weights of {name} could not be had ({reason}); go online once, or leave it out") from error
+    return metric.requires_grad_(False).eval()
+
+
 class MetricJudge:
     """One metric; its scores are turned so that higher is better, and keep the metric's own range."""
 
@@ -29,20 +56,7 @@ class MetricJudge:
             MissingExtraError: pyiqa is not installed.
             WeightsError: there is no such no-reference metric, or its weights cannot be had.
         """
-        try:
-            import pyiqa  # seconds to import
-        except ImportError as error:
-            raise MissingExtraError("pyiqa", "train") from error
-        if name not in pyiqa.list_models(metric_mode="NR"):
-            raise WeightsError(f"{name}: not a no-reference metric of pyiqa; `pyiqa.list_models('NR')` names them")
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):  # it prints what it loads
-            try:
-                self._metric: Any = pyiqa.create_metric(name, device=device)
-            except Exception as error:  # downloads and damaged files raise many unrelated types
-                reason = str(error).split("\n")[0] or type(error).__name__
-                raise WeightsError(
-                    f"the weights of {name} could not be had ({reason}); go online once, or leave it out"
-                ) from error
+        self._metric = create_metric(name, device)
         self.name, self.device = name, torch.device(device)
         self._sign = -1.0 if self._metric.lower_better else 1.0
 

@@ -95,7 +95,7 @@ def test_finetune_resumes_against_the_same_reward_and_refuses_another(tmp_path, 
     with ServerProcess() as packaged:
         refused = finpercep(*command, "--reward", packaged.url, cwd=tmp_path)
     assert refused.returncode == 1
-    assert "served.RM_0" in refused.stderr.replace("\n", " ")
+    assert "rewards.ladder.rungs.RM_0" in refused.stderr.replace("\n", " ")
 
 
 def test_a_dataset_is_training_data_and_its_contact_sheet_is_not(tmp_path):

@@ -1,0 +1,58 @@
+"""`finpercep finetune --config FILE.toml --set KEY=VALUE`: the settings of a run from defaults, a file and flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from finpercep.cli.settings_file import merge_settings, read_settings, set_flags, validated
+from finpercep.curriculum.loop import FinetuneConfig
+from finpercep.errors import ConfigError
+from finpercep.rl.algorithms import ALGORITHMS, algorithm_class
+
+
+def finetune_config(
+    file: Path | None, algorithm: str | None, flags: Mapping[str, Any], settings: Sequence[str] = ()
+) -> FinetuneConfig:
+    """Settings of a fine-tuning run.
+
+    Args:
+        file: TOML with any part of `FinetuneConfig`: ``steps = 300``, ``algorithm = "grpo"``, tables ``[reward]`` and, under the
+            algorithm's name, its own settings. The ``[finetune]`` table of a run's ``config.toml`` will do.
+        algorithm: its name; None leaves the file's, or refl.
+        flags: settings by name; None leaves the file's value, or the default.
+        settings: ``KEY=VALUE`` of the algorithm, VALUE as TOML writes it; quotes may be left out.
+
+    Raises:
+        ConfigError: the file cannot be read, or a setting is unknown or out of range; names it.
+    """
+    given = read_settings(file, "fine-tuning") if file else {}
+    given = given.get("finetune", given)
+    name = algorithm or given.get("algorithm", FinetuneConfig().algorithm.name)
+    kind = algorithm_class(name)
+    general = dataclasses.asdict(FinetuneConfig())
+    tree = merge_settings({**general, "algorithm": name, name: dataclasses.asdict(kind())}, _chosen(given, name), str(file))
+    set_flags(tree, flags)
+    own = merge_settings(tree.pop(name), dict(map(_setting, settings)), "--set")
+    hints = {key: hint for key, hint in get_type_hints(FinetuneConfig).items() if key != "algorithm"}
+    rest = {key: value for key, value in tree.items() if key != "algorithm"}
+    checked: Any = validated(dataclasses.make_dataclass("FinetuneSettings", hints.items()), rest)  # pydantic knows no protocols
+    return FinetuneConfig(algorithm=validated(kind, own), **vars(checked))
+
+
+def _chosen(given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Without the tables of algorithms that are not the chosen one, so that one file can hold settings for several."""
+    return {key: value for key, value in given.items() if key not in ALGORITHMS or key == name} | {"algorithm": name}
+
+
+def _setting(given: str) -> tuple[str, Any]:
+    key, equals, value = given.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {given}: expected KEY=VALUE")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()

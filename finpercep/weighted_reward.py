@@ -1,0 +1,104 @@
+"""Several rewards as one: each on a scale of its own, weighted, and logged beside the sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from finpercep.errors import ConfigError
+from finpercep.reward import RewardFn, Rewards, RewardSource, RewardWeights
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a reward typically is, so that rewards of different ranges can be added: (r − mean) / std."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    @classmethod
+    def of(cls, values: torch.Tensor) -> Scale:
+        """Mean and standard deviation of ``values`` (N,). Raises `ConfigError` when they are all the same."""
+        std = float(values.double().std(correction=0))
+        if not std > 0:
+            raise ConfigError("a reward that gives every image the same number cannot be one of several")
+        return cls(float(values.double().mean()), std)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several rewards: its name in the log, its weight, and where it comes from."""
+
+    name: str
+    weight: float
+    source: RewardSource
+
+
+class WeightedSource:
+    """`RewardSource` of R = Σ wᵢ·(Rᵢ − meanᵢ)/stdᵢ. The rungs are the ladder's, if one part is one; the others stay as they are.
+
+    Args:
+        parts: at least one; at most one with several rungs.
+
+    Raises:
+        ConfigError: several ladders, or two parts of one name.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        ladders = [part for part in parts if len(part.source.rungs()) > 1]
+        if len(ladders) > 1:
+            raise ConfigError(f"at most one reward can be a ladder, got {', '.join(part.name for part in ladders)}")
+        if len({part.name for part in parts}) < len(parts):
+            raise ConfigError(f"each reward can be given once, got {', '.join(part.name for part in parts)}")
+        self.parts = tuple(parts)
+        self._ladder = ladders[0] if ladders else parts[0]
+        self._scales: dict[tuple[str, str], Scale] = {}
+
+    def rungs(self) -> Sequence[str]:
+        """The ladder's rungs, or the first part's only one."""
+        return self._ladder.source.rungs()
+
+    def measure(self, images: torch.Tensor, weights: RewardWeights) -> None:
+        """Set the scale of every part, on every rung, to what it gives to ``images`` (N, 3, H, W)."""
+        with torch.no_grad():
+            for part in self.parts:
+                for rung in part.source.rungs():
+                    self._scales[part.name, rung] = Scale.of(part.source.reward_fn(rung, weights)(images).reward)
+
+    def scales(self) -> dict[str, dict[str, list[float]]]:
+        """The scales as plain data, part → rung → (mean, std)."""
+        found: dict[str, dict[str, list[float]]] = {}
+        for (part, rung), scale in self._scales.items():
+            found.setdefault(part, {})[rung] = [scale.mean, scale.std]
+        return found
+
+    def set_scales(self, scales: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+        """Set what `scales` gave."""
+        self._scales = {(part, rung): Scale(*pair) for part, own in scales.items() for rung, pair in own.items()}
+
+    def reward_fn(self, rung: str, weights: RewardWeights) -> RewardFn:
+        """The sum on one rung of the ladder."""
+        terms = []
+        for part in self.parts:
+            own = rung if part is self._ladder else part.source.rungs()[0]
+            terms.append((part, self._scales.get((part.name, own), Scale()), part.source.reward_fn(own, weights)))
+        return WeightedReward(terms, self.parts.index(self._ladder))
+
+
+@dataclass(frozen=True)
+class WeightedReward:
+    """`RewardFn` of the sum; score and degradation are those of the part at ``shown``."""
+
+    terms: Sequence[tuple[Part, Scale, RewardFn]]
+    shown: int
+
+    def __call__(self, images: torch.Tensor) -> Rewards:
+        """See `RewardFn`. ``parts`` of the result holds every part's own number, before scale and weight."""
+        each = [reward(images) for _, _, reward in self.terms]
+        pairs = list(zip(self.terms, each, strict=True))
+        total = torch.stack([part.weight * (r.reward - scale.mean) / scale.std for (part, scale, _), r in pairs]).sum(0)
+        shown = each[self.shown]
+        parts = {part.name: rewards.reward.detach() for (part, _, _), rewards in pairs}
+        return Rewards(total, shown.score, shown.max_degradation, shown.mean_degradation, parts)

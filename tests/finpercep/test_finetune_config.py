@@ -1,0 +1,67 @@
+"""Settings of a fine-tuning run: defaults, file and flags in rising order, and every mistake named."""
+
+from __future__ import annotations
+
+import pytest
+import tomli_w
+
+from finpercep.cli.finetune_config import finetune_config
+from finpercep.errors import ConfigError
+from finpercep.rl.refl import ReflConfig
+
+
+def written(tmp_path, tree):
+    path = tmp_path / "run.toml"
+    path.write_text(tomli_w.dumps(tree))
+    return path
+
+
+def test_defaults():
+    config = finetune_config(None, None, {})
+    assert config.algorithm == ReflConfig() and config.steps == 300
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    file = written(tmp_path, {"steps": 7, "lr": 1e-3, "refl": {"window": 0.25, "gram_weight": 3.0}, "reward": {"max": 0.5}})
+    config = finetune_config(file, None, {"steps": 9, "lr": None}, ["gram_weight=1", "reward_weight = 2.5"])
+    assert (config.steps, config.lr, config.reward.max) == (9, 1e-3, 0.5)
+    assert config.algorithm == ReflConfig(window=0.25, gram_weight=1.0, reward_weight=2.5)
+
+
+def test_a_runs_own_config_will_do(tmp_path):
+    config = finetune_config(None, None, {"steps": 30, "rung_steps": (10, 10, 10)}, ["window=0.25"])
+    plain = {key: value for key, value in config.to_json().items() if value is not None}
+    assert (
+        finetune_config(
+            written(
+                tmp_path,
+                {
+                    "finetune": plain,
+                },
+            ),
+            None,
+            {},
+        )
+        == config
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"algorithm": "magic"}, "algorithm must be one of refl"),
+        ({"settings": ["windo=1"]}, "no setting is called windo"),
+        ({"settings": ["window"]}, "KEY=VALUE"),
+        ({"settings": ["window=wide"]}, "window"),
+        ({"settings": ["window=2"]}, "window must lie in"),
+        ({"flags": {"steps": 0}}, "steps must be at least 1"),
+    ],
+)
+def test_mistakes_are_named(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        finetune_config(None, arguments.get("algorithm"), arguments.get("flags", {}), arguments.get("settings", ()))
+
+
+def test_an_unknown_setting_in_the_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="no setting is called stepz"):
+        finetune_config(written(tmp_path, {"stepz": 7}), None, {})
