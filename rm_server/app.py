@@ -10,6 +10,7 @@ from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finpercep.errors import WireError
@@ -24,6 +25,7 @@ from rm_server.problems import GONE, KINDS, Problem, answer
 from rm_server.registry import Registry
 from rm_server.service import ClientGone, Service
 from rm_server.settings import Settings
+from rm_server.web_page import add_web_page
 
 SECURITY = {
     "X-Content-Type-Options": "nosniff",
@@ -51,7 +53,14 @@ def create_app(registry: Registry, settings: Settings) -> FastAPI:
         yield
         service.close()
 
-    app = FastAPI(title="finpercep reward server", version=str(WIRE_VERSION), lifespan=lifespan, responses=PROBLEM_REPLIES)
+    app = FastAPI(
+        title="finpercep reward server",
+        version=str(WIRE_VERSION),
+        lifespan=lifespan,
+        responses=PROBLEM_REPLIES,
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere; `web_page` has its own
+        redoc_url=None,
+    )
     app.add_middleware(
         BodyGate,
         body_bytes=settings.max_body_bytes,
@@ -116,11 +125,12 @@ def create_app(registry: Registry, settings: Settings) -> FastAPI:
             raise Problem("not-ready", fault, headers={"Retry-After": "5"})
         return {"status": "ready", "rung": registry.default.rung, "digest": registry.default.digest}
 
-    @app.get("/metrics", dependencies=guarded)
+    @app.get("/metrics", response_class=PlainTextResponse, dependencies=guarded)
     async def metrics() -> Response:
         """Prometheus metrics."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    add_web_page(app)
     return app
 
 
