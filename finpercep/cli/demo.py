@@ -159,11 +159,11 @@ def train(folder: Path, scale: DemoScale, scratch: bool, seed: int) -> None:
 def finetune(client: RewardClient, split: PhotoSplit, folder: Path, scale: DemoScale, seed: int) -> None:
     """Fine-tune the packaged SR model on the training photos against the served ladder."""
     from data_synth.degradations import DegradationConfig
-    from finpercep.cli.finetune import run_finetuning
+    from finpercep.cli.finetune import gram_features, run_finetuning
     from finpercep.cli.photo_pairs import PhotoPairs, load_photos
     from finpercep.curriculum.loop import FinetuneConfig
 
     config = FinetuneConfig(steps=scale.finetune_steps, batch_size=scale.finetune_batch, seed=seed)
     pairs = PhotoPairs(load_photos(split.train, config.crop), config.crop, DegradationConfig.light())
     described = {"data": "training photos of the demo", "rungs": {rung.name: rung.digest for rung in client.model().rungs}}
-    run_finetuning("tiny", client, pairs, config, folder / "finetune", described=described)
+    run_finetuning("tiny", client, pairs, config, folder / "finetune", gram_features("reward", "cpu"), described)

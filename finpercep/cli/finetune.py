@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,7 +21,6 @@ if TYPE_CHECKING:
     from data_synth.schema import RGB8
     from finpercep.cli.photo_pairs import PhotoPairs
     from finpercep.curriculum.loop import FinetuneConfig, StepMetrics
-    from finpercep.predictor import Predictor
     from finpercep.reward import RewardSource
     from finpercep.rl.gram import FeatureExtractor
     from finpercep.sr.policy import SRPolicy
@@ -44,6 +46,15 @@ def finetune(
     crop: Annotated[int | None, typer.Option(help="Side of the HR crop in px, a multiple of 8 (128).")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate (1e-5); the higher, the sooner the reward is hacked.")] = None,
     ema: Annotated[float | None, typer.Option(help="Keep the average of the weights, with this decay (0: none).")] = None,
+    curriculum: Annotated[str | None, typer.Option(help="fixed (default): equal rungs; adaptive: it decides by itself.")] = None,
+    monitor: Annotated[
+        int | None,
+        typer.Option(help="Look for reward hacking every so many steps, on a tenth of the photos, held out (0: never)."),
+    ] = None,
+    on_alarm: Annotated[str | None, typer.Option(help="Of the monitor: warn, fallback (default) or stop.")] = None,
+    features: Annotated[
+        str, typer.Option(help="Of the Gram term: 'reward', the ladder's frozen encoder, or 'vgg19'.")
+    ] = "reward",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE of the algorithm, such as reward_weight=0.2; repeatable.")
     ] = None,
@@ -64,33 +75,88 @@ def finetune(
     from finpercep.cli.photo_pairs import PhotoPairs
     from finpercep.cli.reward_sources import open_rewards
 
-    flags = {"steps": steps, "batch_size": batch_size, "crop": crop, "lr": lr, "ema": ema, "seed": seed}
-    resolved = finetune_config(config, algorithm, flags, settings or ())
-    pairs = PhotoPairs(training_photos(data, resolved.crop), resolved.crop, DegradationConfig.light())
+    flags = {"steps": steps, "batch_size": batch_size, "crop": crop, "lr": lr, "ema": ema, "seed": seed, "curriculum": curriculum}
+    looks = {"monitor.every": monitor, "monitor.on_alarm": on_alarm}
+    resolved = finetune_config(config, algorithm, {**flags, **looks}, settings or ())
+    train, unseen = photos_of(data, resolved.crop, hold_out=resolved.monitor.every > 0, seed=resolved.seed)
+    pairs, watched = (PhotoPairs(photos, resolved.crop, DegradationConfig.light()) for photos in (train, unseen))
+    held_out = watched.fixed(resolved.monitor.images, resolved.seed) if unseen else None
     where = resolve_device(device)
+    gram = gram_features(features, where)
     with open_rewards(reward, where, read_token(token_file)) as (source, rewards):
-        last = run_finetuning(
-            policy, source, pairs, resolved, out, described={"data": str(data), "rewards": rewards}, device=where
-        )
+        described = {"data": str(data), "rewards": rewards}
+        last = run_finetuning(policy, source, pairs, resolved, out, gram, described, held_out=held_out, device=where)
     if last is not None:
         rows = [(name, f"{value:.4f}" if isinstance(value, float) else str(value)) for name, value in last.items()]
         show(figures_table("last step", rows))
     say(f"fine-tuned model written to {out / 'final'}")
 
 
-def training_photos(data: Path, min_side: int) -> list[RGB8]:
-    """The photos of a folder; or, of a dataset, the clean images of its training split."""
-    from data_synth.photos import find_photos
-    from data_synth.schema import read_split
+HELD_OUT = 0.1
+"""Share of a folder's photos that the monitor looks at and nothing is trained on."""
+
+
+def photos_of(data: Path, min_side: int, *, hold_out: bool, seed: int) -> tuple[list[RGB8], list[RGB8]]:
+    """Photos to train on and photos to hold out.
+
+    Of a dataset, the clean images of its training split, and of the other splits; of a folder, all, or nine tenths and a tenth.
+
+    Raises:
+        ConfigError: none to train on, or none to hold out.
+    """
+    from data_synth.photos import find_photos, split_photos
     from data_synth.schema.manifest import MANIFEST_NAME
     from finpercep.cli.photo_pairs import load_photos
 
-    if not (data / MANIFEST_NAME).exists():
-        return load_photos(find_photos(data), min_side)
-    photos = [row.gt for row in read_split(data, "train")]
+    if (data / MANIFEST_NAME).exists():
+        held_out = _clean_images(data, ("validation", "test"), min_side) if hold_out else []
+        return _clean_images(data, ("train",), min_side), held_out
+    if not hold_out:
+        return load_photos(find_photos(data), min_side), []
+    split = split_photos(find_photos(data), validation=0.0, test=HELD_OUT, seed=seed)
+    if not split.test:
+        raise ConfigError(f"{data}: the monitor needs photos to hold out, and of {len(split.train)} none is left; add photos")
+    return load_photos(split.train, min_side), load_photos(split.test, min_side)
+
+
+def _clean_images(data: Path, splits: Sequence[Literal["train", "validation", "test"]], min_side: int) -> list[RGB8]:
+    """The clean images of a dataset's splits; a photo that gave several samples gives several images."""
+    from data_synth.schema import read_split
+
+    photos = [row.gt for split in splits for row in read_split(data, split)]
+    if not photos:
+        raise ConfigError(f"{data}: the dataset has no sample in {' or '.join(splits)}")
     if min(photos[0].shape[:2]) < min_side:
         raise ConfigError(f"{data}: --crop must be at most the dataset's sample size {photos[0].shape[0]}, got {min_side}")
     return photos
+
+
+@dataclass(frozen=True)
+class GramFeatures:
+    """The frozen extractor of the Gram term, and what a run's config says of it."""
+
+    extractor: FeatureExtractor
+    described: dict[str, str]
+
+
+def gram_features(name: str, device: torch.device | str) -> GramFeatures:
+    """``reward``: the frozen encoder of the packaged RM_0; ``vgg19``: RFSR's, with its published weights.
+
+    Raises:
+        ConfigError: neither of these.
+        WeightsError: VGG19's weights cannot be had.
+    """
+    from finpercep.predictor import load_predictors, packaged_model_folder
+
+    if name == "vgg19":
+        from finpercep.rl.vgg import load_vgg19
+
+        return GramFeatures(load_vgg19(device), {"network": "vgg19"})
+    if name != "reward":
+        raise ConfigError(f"--features must be reward or vgg19, got {name!r}")
+    predictor = next(iter(load_predictors(packaged_model_folder(), device).values()))
+    model = predictor.model
+    return GramFeatures(lambda images: model.features(images)[1:], {"rung": predictor.rung, "digest": predictor.digest})
 
 
 def run_finetuning(
@@ -99,14 +165,16 @@ def run_finetuning(
     pairs: PhotoPairs,
     config: FinetuneConfig,
     out: Path,
-    *,
+    features: GramFeatures,
     described: dict[str, Any],
+    *,
+    held_out: tuple[torch.Tensor, torch.Tensor] | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, float | str | None] | None:
-    """Fine-tune with a progress bar; the Gram term uses the frozen encoder of the packaged ladder's RM_0.
+    """Fine-tune with a progress bar.
 
-    The run's config names what ``described`` says of data and rewards, and the digests of the policy and of that encoder, so
-    that a run is never continued with another of them.
+    The run's config names what ``described`` says of data and rewards, and the digests of the policy and of the Gram term's
+    network, so that a run is never continued with another of them. ``held_out`` is what the monitor looks at.
 
     Returns:
         The metrics of the last step done now, None when the run was complete.
@@ -115,25 +183,23 @@ def run_finetuning(
     from finpercep.cli.sr_models import policy_digest
     from finpercep.curriculum.loop import finetune as finetune_steps
     from finpercep.curriculum.run_directory import RunDirectory
-    from finpercep.predictor import load_predictors, packaged_model_folder
-    from finpercep.sr.packaged import load_policy, policy_folder
+    from finpercep.sr.loading import load_policy
     from finpercep.weighted_reward import WeightedSource
 
     policy = load_policy(policy_name, device=device)
-    extractor = next(iter(load_predictors(packaged_model_folder(), device).values()))
     described = {
         **described,
-        "policy": {"name": policy_name, "digest": policy_digest(policy_folder(policy_name))},
-        "features": {"rung": extractor.rung, "digest": extractor.digest},
+        "policy": {"name": policy_name, "digest": policy_digest(policy_name)},
+        "features": features.described,
     }
     if isinstance(source, WeightedSource):
-        keep_scales(
-            source, out / "reward_scales.json", lambda: source.measure(typical_images(policy, pairs, config), config.reward)
-        )
+        images = partial(typical_images, policy, pairs, config)
+        keep_scales(source, out / "reward_scales.json", lambda: source.measure(images(), config.reward))
     last = None
     with progress_bar() as bar:
         task = bar.add_task("finetune", total=config.steps, figures="")
-        steps = finetune_steps(policy, source, pairs, encoder_features(extractor), config, RunDirectory(out), described=described)
+        run = RunDirectory(out)
+        steps = finetune_steps(policy, source, pairs, features.extractor, config, run, described=described, held_out=held_out)
         for metrics in steps:
             rung = metrics.rung if metrics.next_rung is None else f"{metrics.rung}→{metrics.next_rung}"
             bar.update(task, completed=metrics.step, figures=f"{rung} reward {metrics.reward:.4f}")
@@ -156,10 +222,7 @@ def flat(metrics: StepMetrics) -> dict[str, float | str | None]:
     """A step's metrics in one dict, losses as ``loss NAME``."""
     record = dataclasses.asdict(metrics)
     losses, figures = record.pop("losses"), record.pop("figures")
+    verdict, decision = record.pop("verdict"), record.pop("decision")
+    record["panel change"] = verdict and verdict["change"]
+    record["decision"] = decision and decision["move"]
     return {**record, **{f"loss {name}": value for name, value in losses.items()}, **figures}
-
-
-def encoder_features(predictor: Predictor) -> FeatureExtractor:
-    """All scales of a rung's frozen encoder."""
-    model = predictor.model
-    return lambda images: model.features(images)[1:]

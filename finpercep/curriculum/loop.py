@@ -1,4 +1,4 @@
-"""The fine-tuning loop: an SR policy, a reward that may be anywhere, a rung schedule, a run directory.
+"""The fine-tuning loop: an SR policy, a reward that may be anywhere, a curriculum, a monitor, a run directory.
 
 Step s draws everything from (seed, s), and the state is saved every few steps, so an interrupted run continues bit for bit (CPU).
 Knows nothing about servers: a reward is a `RewardSource`.
@@ -8,105 +8,31 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
 
 from finpercep.curriculum.blended_reward import LadderReward
+from finpercep.curriculum.controller import Decision, Observation
+from finpercep.curriculum.metrics import StepMetrics, TimedReward, step_metrics
+from finpercep.curriculum.monitor import Verdict
 from finpercep.curriculum.optimiser import PolicyOptimiser
 from finpercep.curriculum.run_directory import RunDirectory
-from finpercep.curriculum.schedule import RungBlend, RungSchedule
-from finpercep.errors import ConfigError, RewardRejected, TrainingError
-from finpercep.reward import RewardFn, Rewards, RewardSource, RewardWeights, score_with_map
-from finpercep.rl.algorithm import AlgorithmConfig, Batch, Trainee, Update
+from finpercep.curriculum.settings import FinetuneConfig
+from finpercep.curriculum.watch import Watch
+from finpercep.errors import ConfigError, TrainingError
+from finpercep.reward import RewardFn, RewardSource
+from finpercep.rl.algorithm import Batch, Trainee, Update
 from finpercep.rl.gram import FeatureExtractor
-from finpercep.rl.refl import ReflConfig
 from finpercep.sr.policy import DrawPair, SRPolicy, weights_of
 
-T = TypeVar("T")
+__all__ = ["FinetuneConfig", "StepMetrics", "finetune"]
 
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """Settings of `finetune`.
-
-    Attributes:
-        algorithm: settings of one of `finpercep.rl.algorithms.ALGORITHMS`.
-        steps: optimiser steps in all.
-        rung_steps: steps on each rung, RM_0 first; None divides ``steps`` evenly.
-        blend_share: share of a rung over which the next one is blended in, in [0, 1).
-        batch_size: photos a step.
-        crop: side of the HR crop in px.
-        lr: AdamW's learning rate. A higher one, or a higher weight of the reward, is hacked sooner.
-        max_grad_norm: gradients are clipped to this norm.
-        ema: decay of the average of the weights that ``final`` holds, in [0, 1); 0 keeps the last weights themselves.
-        save_every: steps between checkpoints.
-        seed: decides batches and noise.
-        reward: weights of R_k.
-    """
-
-    algorithm: AlgorithmConfig = field(default_factory=ReflConfig)
-    steps: int = 300
-    rung_steps: tuple[int, ...] | None = None
-    blend_share: float = 0.25
-    batch_size: int = 4
-    crop: int = 128
-    lr: float = 1e-5
-    max_grad_norm: float = 1.0
-    ema: float = 0.0
-    save_every: int = 25
-    seed: int = 0
-    reward: RewardWeights = field(default_factory=RewardWeights)
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "crop", "save_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.crop % 8:
-            raise ConfigError(f"crop must be a multiple of 8, got {self.crop}")
-        for name in ("blend_share", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
-
-    def to_json(self) -> dict[str, Any]:
-        """All settings, the algorithm's under its name."""
-        plain = dataclasses.asdict(self)
-        settings = plain.pop("algorithm")
-        return {**plain, "algorithm": self.algorithm.name, self.algorithm.name: settings}
-
-    def schedule(self, rungs: int) -> RungSchedule:
-        """The schedule over a ladder of ``rungs`` rungs."""
-        if self.rung_steps is None:
-            return RungSchedule.even(self.steps, rungs, self.blend_share)
-        if len(self.rung_steps) != rungs or sum(self.rung_steps) != self.steps:
-            raise ConfigError(f"rung_steps must name {rungs} rungs and sum to {self.steps} steps, got {self.rung_steps}")
-        return RungSchedule(self.rung_steps, int(min(self.rung_steps) * self.blend_share))
-
-
-@dataclass(frozen=True)
-class StepMetrics:
-    """One line of ``metrics.jsonl``: 1-based step, the rungs in force, mean rewards of what was scored, the algorithm's own
-    losses and figures, the gradient's norm before clipping, seconds.
-    """
-
-    step: int
-    rung: str
-    next_rung: str | None
-    blend: float
-    reward: float
-    reward_std: float
-    score: float
-    max_degradation: float
-    mean_degradation: float
-    losses: dict[str, float]
-    figures: dict[str, float]
-    grad_norm: float
-    seconds: float
-    reward_seconds: float
+HeldOutPairs = tuple[torch.Tensor, torch.Tensor]
+"""hr (N, 3, H, W) and its LR images, float32 in [0, 1], of photos that are not trained on."""
 
 
 def finetune(
@@ -118,6 +44,7 @@ def finetune(
     run: RunDirectory,
     *,
     described: dict[str, Any] | None = None,
+    held_out: HeldOutPairs | None = None,
 ) -> Iterator[StepMetrics]:
     """Fine-tune ``policy`` in place along the rungs of ``source``; ``run.final`` holds it at the end.
 
@@ -129,45 +56,127 @@ def finetune(
         config: settings.
         run: where the run lives; a run already there is continued.
         described: what else belongs into ``config.toml`` (paths, digests).
+        held_out: what the monitor looks at. With it ``run.best`` holds the weights that the monitor's panel liked best.
 
     Yields:
         The metrics of every step done now.
 
     Raises:
+        ConfigError: the monitor is on and has nothing to look at.
         RewardError: a reward could not be had; the run can be continued.
         TrainingError: a non-finite loss, or a run directory of another run.
     """
     reward = LadderReward(source, config.reward)
-    schedule = config.schedule(len(reward.rungs))
+    controller = config.controller(len(reward.rungs))
     run.claim({"finetune": config.to_json(), "rungs": list(reward.rungs), **(described or {})})
-    algorithm = config.algorithm.build(Trainee(policy, policy.frozen_copy(), features))
-    optimiser = PolicyOptimiser(policy, lr=config.lr, max_grad_norm=config.max_grad_norm, ema=config.ema)
+    at_work = _AtWork(Trainee(policy, policy.frozen_copy(), features), config, run, held_out)
     first = 0
     if state := run.load_state():
-        policy.load_state_dict(state["policy"])
-        optimiser.load_state_dict(state["optimiser"])
-        algorithm.load_state_dict(state["algorithm"])
+        controller.load_state_dict(state["controller"])
+        at_work.load_state_dict(state)
         first = int(state["step"])
     for step in range(first, config.steps):
+        if at_work.stopped:
+            break
         started = time.perf_counter()
-        blend = schedule.at(step)
-        timed = _TimedReward(reward.at(blend))
+        blend = controller.blend(step)
+        in_force = reward.at(blend)
+        timed = TimedReward(in_force)
         rng = np.random.default_rng((config.seed, step))
-        try:
-            update = algorithm.update(_draw_batch(draw_pair, config.batch_size, rng, policy.device), timed, rng, optimiser)
-        except TrainingError as error:
-            raise TrainingError(f"step {step + 1}: {error}") from error
-        seconds = time.perf_counter() - started
+        update = at_work.update(step, _draw_batch(draw_pair, config.batch_size, rng, policy.device), timed, rng)
         waited = timed.seconds if update.waited is None else update.waited
-        metrics = _metrics(step, reward.rungs, blend, update, optimiser.take_grad_norm(), seconds, waited)
+        lr, norm = at_work.optimiser.lr, at_work.optimiser.take_grad_norm()
+        metrics = step_metrics(step, reward.rungs, blend, update, lr, norm, time.perf_counter() - started, waited)
+        verdict = at_work.look(step + 1, in_force)
+        alarm = verdict.reason if verdict is not None and verdict.hacked and config.monitor.on_alarm == "fallback" else None
+        seen = Observation(metrics.reward, metrics.reward_std, metrics.grad_norm)
+        if decision := controller.observe(step, seen, alarm=alarm):
+            at_work.obey(decision)
+        metrics = dataclasses.replace(metrics, verdict=_plain(verdict), decision=_plain(decision))
         run.append_metrics(dataclasses.asdict(metrics))
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            state = {"policy": policy.state_dict(), "optimiser": optimiser.state_dict(), "algorithm": algorithm.state_dict()}
-            run.save_state({"step": step + 1, **state})
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps or at_work.stopped:
+            run.save_state({"step": step + 1, "controller": controller.state_dict(), **at_work.state_dict()})
         yield metrics
     if first < config.steps or not (run.final / "policy.json").exists():
-        with weights_of(policy, optimiser.average or optimiser.parameters):
-            policy.save_pretrained(run.final)
+        at_work.deliver()
+
+
+class _AtWork:
+    """The policy with everything that changes it or judges it during a run."""
+
+    def __init__(self, trainee: Trainee, config: FinetuneConfig, run: RunDirectory, held_out: HeldOutPairs | None) -> None:
+        self.policy, self.config, self.run, self.stopped = trainee.policy, config, run, False
+        self._trainee = trainee
+        self.watch: Watch | None = None
+        if config.monitor.every:
+            if held_out is None:
+                raise ConfigError("the monitor looks at held-out photos, and there are none")
+            self.watch = Watch(*held_out, self._trainee.reference, config.monitor)
+            if not run.has_best():
+                run.save_best(self.policy.state_dict())
+        self._begin(config.lr)
+
+    def _begin(self, lr: float) -> None:
+        """Algorithm and optimiser as at the start of a run."""
+        self.algorithm = self.config.algorithm.build(self._trainee)
+        self.optimiser = PolicyOptimiser(self.policy, lr=lr, max_grad_norm=self.config.max_grad_norm, ema=self.config.ema)
+
+    def update(self, step: int, batch: Batch, reward: TimedReward, rng: np.random.Generator) -> Update:
+        """One update of the algorithm; an error names the step."""
+        try:
+            return self.algorithm.update(batch, reward, rng, self.optimiser)
+        except TrainingError as error:
+            raise TrainingError(f"step {step + 1}: {error}") from error
+
+    def look(self, steps_done: int, reward: RewardFn) -> Verdict | None:
+        """The monitor's verdict, when one is due; the best weights are kept, and on an alarm taken back, if so configured."""
+        if self.watch is None or not self.watch.due(steps_done):
+            return None
+        with self._delivered():
+            verdict = self.watch.look(self.policy, reward)
+            if self.watch.is_best(verdict):
+                self.run.save_best(self.policy.state_dict())
+        if verdict.hacked and self.config.monitor.on_alarm != "warn":
+            self.policy.load_state_dict(self.run.load_best())
+            self._begin(self.optimiser.lr)
+            self.stopped = self.config.monitor.on_alarm == "stop"
+        return verdict
+
+    def obey(self, decision: Decision) -> None:
+        """The learning rate that a decision sets."""
+        self.optimiser.set_lr(self.config.lr * decision.lr_scale)
+
+    def deliver(self) -> None:
+        """Write ``final``, and ``best`` where a monitor chose it."""
+        with self._delivered():
+            self.policy.save_pretrained(self.run.final)
+        if self.watch is not None:
+            best = self.run.load_best()
+            with weights_of(self.policy, [best[name].to(self.policy.device) for name in self.policy.state_dict()]):
+                self.policy.save_pretrained(self.run.best)
+
+    def _delivered(self) -> AbstractContextManager[None]:
+        """Inside, the policy has the weights that would be delivered now: the average, where one is kept."""
+        return weights_of(self.policy, self.optimiser.average or [parameter.data for parameter in self.optimiser.parameters])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the steps to come, but for the curriculum."""
+        return {
+            "policy": self.policy.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "algorithm": self.algorithm.state_dict(),
+            "watch": None if self.watch is None else self.watch.state_dict(),
+            "stopped": self.stopped,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.policy.load_state_dict(state["policy"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.algorithm.load_state_dict(state["algorithm"])
+        if self.watch is not None:
+            self.watch.load_state_dict(state["watch"])
+        self.stopped = bool(state["stopped"])
 
 
 def _draw_batch(draw_pair: DrawPair, size: int, rng: np.random.Generator, device: torch.device) -> Batch:
@@ -175,53 +184,5 @@ def _draw_batch(draw_pair: DrawPair, size: int, rng: np.random.Generator, device
     return Batch(hr, lr)
 
 
-class _TimedReward:
-    """A `RewardFn` that counts the seconds spent waiting for it."""
-
-    def __init__(self, reward: RewardFn) -> None:
-        self._reward, self.seconds = reward, 0.0
-
-    def __call__(self, images: torch.Tensor) -> Rewards:
-        rewards = self._timed(self._reward, images)
-        if images.requires_grad and not rewards.reward.requires_grad:
-            raise RewardRejected("this reward has no gradient, which refl, rfsr and draft go through; use grpo, ddpo, dpo or nft")
-        return rewards
-
-    def with_map(self, images: torch.Tensor) -> tuple[Rewards, torch.Tensor | None]:
-        """See `MapRewardFn`."""
-        return self._timed(partial(score_with_map, self._reward), images)
-
-    def _timed(self, score: Callable[[torch.Tensor], T], images: torch.Tensor) -> T:
-        started = time.perf_counter()
-        try:
-            return score(images)
-        finally:
-            self.seconds += time.perf_counter() - started
-
-
-def _metrics(
-    step: int,
-    rungs: tuple[str, ...],
-    blend: RungBlend,
-    update: Update,
-    grad_norm: float,
-    seconds: float,
-    reward_seconds: float,
-) -> StepMetrics:
-    rewards = update.rewards
-    return StepMetrics(
-        step=step + 1,
-        rung=rungs[blend.rung],
-        next_rung=None if blend.next is None else rungs[blend.next],
-        blend=blend.weight,
-        reward=rewards.reward.mean().item(),
-        reward_std=rewards.reward.std(correction=0).item(),
-        score=rewards.score.mean().item(),
-        max_degradation=rewards.max_degradation.mean().item(),
-        mean_degradation=rewards.mean_degradation.mean().item(),
-        losses=dict(update.losses),
-        figures={**update.figures, **{f"reward {name}": part.mean().item() for name, part in rewards.parts.items()}},
-        grad_norm=grad_norm,
-        seconds=seconds,
-        reward_seconds=reward_seconds,
-    )
+def _plain(found: Verdict | Decision | None) -> dict[str, Any] | None:
+    return None if found is None else dataclasses.asdict(found)

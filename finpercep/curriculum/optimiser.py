@@ -49,6 +49,12 @@ class PolicyOptimiser:
             with torch.no_grad():
                 torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
 
+    def set_lr(self, lr: float) -> None:
+        """The learning rate from now on."""
+        self.lr = lr
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+
     def take_grad_norm(self) -> float:
         """Mean gradient norm of the steps since the last call; 0 when there was none."""
         norms, self.grad_norms = self.grad_norms, []
@@ -61,6 +67,7 @@ class PolicyOptimiser:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self.adamw.load_state_dict(state["adamw"])
+        self.lr = float(self.adamw.param_groups[0]["lr"])
         self.steps = int(state["steps"])
         if self.average is not None:
             for own, stored in zip(self.average, state["average"], strict=True):

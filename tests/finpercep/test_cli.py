@@ -16,7 +16,7 @@ from data_synth.plan import BuildConfig
 from data_synth.recipe import RecipeConfig
 from finpercep.cli import app
 from finpercep.cli.console import fail
-from finpercep.cli.finetune import training_photos
+from finpercep.cli.finetune import photos_of
 from finpercep.cli.server_process import ServerProcess
 from finpercep.errors import ConfigError
 from tests.fakes import photo
@@ -102,10 +102,10 @@ def test_a_dataset_is_training_data_and_its_contact_sheet_is_not(tmp_path):
     config = BuildConfig(count=12, shard_size=6, validation=0.2, test=0.2, recipe=RecipeConfig(crop=64))
     list(build_dataset([photo_source("samples")], tmp_path, config))
     Image.fromarray(photo(256, 256)).save(tmp_path / "preview.png")
-    photos = training_photos(tmp_path, 64)
-    assert len(photos) == 8 and all(pixels.shape == (64, 64, 3) for pixels in photos)
+    photos, held_out = photos_of(tmp_path, 64, hold_out=True, seed=0)
+    assert (len(photos), len(held_out)) == (8, 4) and all(pixels.shape == (64, 64, 3) for pixels in photos)
     with pytest.raises(ConfigError, match="at most the dataset's sample size 64, got 128"):
-        training_photos(tmp_path, 128)
+        photos_of(tmp_path, 128, hold_out=False, seed=0)
 
 
 @pytest.mark.parametrize(

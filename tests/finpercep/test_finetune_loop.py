@@ -12,14 +12,17 @@ import torch
 
 from finpercep.client import RewardClient
 from finpercep.curriculum.blended_reward import SCORE_ONLY, BlendedReward, LadderReward
+from finpercep.curriculum.controller import AdaptiveConfig
 from finpercep.curriculum.loop import FinetuneConfig, finetune
 from finpercep.curriculum.run_directory import RunDirectory
 from finpercep.curriculum.schedule import RungBlend
+from finpercep.curriculum.watch import MonitorConfig, Watch
 from finpercep.errors import ConfigError, RewardError, TrainingError
 from finpercep.local_reward import LocalSource
 from finpercep.predictor import load_predictors
 from finpercep.reward import Rewards, RewardWeights
 from finpercep.rl.refl import ReflConfig
+from finpercep.sr.loading import load_policy
 from finpercep.training.metrics_log import read_metrics
 from rm_server.app import create_app
 from rm_server.settings import Settings
@@ -205,3 +208,94 @@ def test_rung_steps_must_fit_the_ladder():
     with pytest.raises(ConfigError, match="must name 3 rungs"):
         FinetuneConfig(steps=4, rung_steps=(2, 2)).schedule(3)
     assert FinetuneConfig(steps=9, rung_steps=(2, 3, 4)).schedule(3).lengths == (2, 3, 4)
+
+
+WATCHED = dataclasses.replace(CONFIG, monitor=MonitorConfig(every=2, images=2, on_alarm="stop"), save_every=1)
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    pairs = [draw_pair(np.random.default_rng((1, index))) for index in range(2)]
+    hr, lr = (torch.stack(side) for side in zip(*pairs, strict=True))
+    return hr.clamp(0.2, 0.8), lr
+
+
+def watched_run(policy, source, folder, held_out, config=WATCHED, stop_after=None):
+    metrics = []
+    for step in finetune(policy, source, draw_pair, features, config, RunDirectory(folder), held_out=held_out):
+        metrics.append(step)
+        if step.step == stop_after:
+            break
+    return metrics
+
+
+def alarming(policy, after: int):
+    """The monitor is real; the verdict of its look after step ``after`` is not."""
+
+    def look(self, *arguments):
+        verdict = original(self, *arguments)
+        self.looks = getattr(self, "looks", 0) + 1
+        return dataclasses.replace(verdict, hacked=2 * self.looks == after, change=0.1 * (1 if self.looks == 1 else -1))
+
+    original = Watch.look
+    return look
+
+
+def test_the_monitor_looks_when_due_and_keeps_the_best_weights(small_policy, predictors, tmp_path, held_out):
+    warn = dataclasses.replace(WATCHED, monitor=dataclasses.replace(WATCHED.monitor, on_alarm="warn"))
+    metrics = watched_run(small_policy, LocalSource(predictors), tmp_path, held_out, warn)
+    assert [m.step for m in metrics if m.verdict] == [2, 4, 6]
+    changes = [m.verdict["change"] for m in metrics if m.verdict]
+    kept = load_policy(str(tmp_path / "best")).state_dict()
+    ours = small_policy.state_dict()
+    same = all(torch.equal(kept[name], ours[name]) for name in ours)
+    assert same is (changes[-1] == max(*changes, 0.0))
+
+
+@pytest.mark.parametrize("on_alarm", ["stop", "fallback"])
+def test_an_alarm_takes_the_best_weights_back(small_policy, predictors, tmp_path, held_out, monkeypatch, on_alarm):
+    monkeypatch.setattr(Watch, "look", alarming(small_policy, after=4))
+    monitor = dataclasses.replace(WATCHED.monitor, on_alarm=on_alarm)
+    config = dataclasses.replace(WATCHED, monitor=monitor, curriculum="adaptive")
+    start = weights_of(small_policy).clone()
+    metrics = watched_run(small_policy, LocalSource(predictors), tmp_path, held_out, config)
+    kept = RunDirectory(tmp_path).load_best()
+    best = torch.cat([kept[name].flatten() for name in small_policy.state_dict()])
+    assert not torch.equal(best, start)
+    if on_alarm == "stop":
+        assert [m.step for m in metrics] == [1, 2, 3, 4]
+        assert torch.equal(weights_of(small_policy), best)
+        assert watched_run(small_policy, LocalSource(predictors), tmp_path, held_out, config) == []
+    else:
+        (decision,) = [m.decision for m in metrics if m.decision]
+        assert decision["move"] == "back" and "panel" in decision["reasons"][0]
+        assert [m.lr for m in metrics] == [1e-3] * 4 + [5e-4] * 2
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 5])
+def test_a_watched_run_continues_bit_for_bit(small_policy, predictors, tmp_path, held_out, monkeypatch, stop_after):
+    config = dataclasses.replace(
+        WATCHED,
+        monitor=dataclasses.replace(WATCHED.monitor, on_alarm="fallback"),
+        curriculum="adaptive",
+        adaptive=AdaptiveConfig(window=5, blend_steps=1, burst=1, explosion=1e6, calm=1e5),
+        ema=0.5,
+        save_every=2,
+    )
+    copies = [small_policy.frozen_copy() for _ in range(2)]
+    for copy in copies:
+        copy.unet.requires_grad_(True).train(small_policy.unet.training)
+    source = LocalSource(predictors)
+    straight = watched_run(small_policy, source, tmp_path / "straight", held_out, config)
+    watched_run(copies[0], source, tmp_path / "resumed", held_out, config, stop_after)
+    watched_run(copies[1], source, tmp_path / "resumed", held_out, config)
+    assert torch.equal(weights_of(small_policy), weights_of(copies[1]))
+    ours, theirs = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("straight", "resumed"))
+    timeless = [{k: v for k, v in record.items() if "seconds" not in k} for record in theirs]
+    assert timeless == [{k: v for k, v in record.items() if "seconds" not in k} for record in ours]
+    assert len(straight) == 6
+
+
+def test_a_monitor_needs_something_to_look_at(small_policy, predictors, tmp_path):
+    with pytest.raises(ConfigError, match="held-out photos"):
+        run(small_policy, LocalSource(predictors), tmp_path, WATCHED)

@@ -1,0 +1,100 @@
+"""What a step of a run is worth writing down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+
+from finpercep.curriculum.schedule import RungBlend
+from finpercep.errors import RewardRejected
+from finpercep.reward import RewardFn, Rewards, score_with_map
+from finpercep.rl.algorithm import Update
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One line of ``metrics.jsonl``: 1-based step, the rungs in force, mean rewards of what was scored, the algorithm's own
+    losses and figures, the learning rate, the gradient's norm before clipping, seconds; where there was one, the monitor's
+    verdict and the controller's decision with its reasons.
+    """
+
+    step: int
+    rung: str
+    next_rung: str | None
+    blend: float
+    reward: float
+    reward_std: float
+    score: float
+    max_degradation: float
+    mean_degradation: float
+    losses: dict[str, float]
+    figures: dict[str, float]
+    lr: float
+    grad_norm: float
+    seconds: float
+    reward_seconds: float
+    verdict: dict[str, Any] | None = None
+    decision: dict[str, Any] | None = None
+
+
+class TimedReward:
+    """A `MapRewardFn` that counts the seconds spent waiting for it."""
+
+    def __init__(self, reward: RewardFn) -> None:
+        self._reward, self.seconds = reward, 0.0
+
+    def __call__(self, images: torch.Tensor) -> Rewards:
+        """See `RewardFn`. Raises `RewardRejected` when a gradient is needed and the reward has none."""
+        rewards = self._timed(self._reward, images)
+        if images.requires_grad and not rewards.reward.requires_grad:
+            raise RewardRejected("this reward has no gradient, which refl, rfsr and draft go through; use grpo, ddpo, dpo or nft")
+        return rewards
+
+    def with_map(self, images: torch.Tensor) -> tuple[Rewards, torch.Tensor | None]:
+        """See `MapRewardFn`."""
+        return self._timed(partial(score_with_map, self._reward), images)
+
+    def _timed(self, score: Callable[[torch.Tensor], T], images: torch.Tensor) -> T:
+        started = time.perf_counter()
+        try:
+            return score(images)
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
+def step_metrics(
+    step: int,
+    rungs: tuple[str, ...],
+    blend: RungBlend,
+    update: Update,
+    lr: float,
+    grad_norm: float,
+    seconds: float,
+    reward_seconds: float,
+) -> StepMetrics:
+    """The line of a 0-based step."""
+    rewards = update.rewards
+    return StepMetrics(
+        step=step + 1,
+        rung=rungs[blend.rung],
+        next_rung=None if blend.next is None else rungs[blend.next],
+        blend=blend.weight,
+        reward=rewards.reward.mean().item(),
+        reward_std=rewards.reward.std(correction=0).item(),
+        score=rewards.score.mean().item(),
+        max_degradation=rewards.max_degradation.mean().item(),
+        mean_degradation=rewards.mean_degradation.mean().item(),
+        losses=dict(update.losses),
+        figures={**update.figures, **{f"reward {name}": part.mean().item() for name, part in rewards.parts.items()}},
+        lr=lr,
+        grad_norm=grad_norm,
+        seconds=seconds,
+        reward_seconds=reward_seconds,
+    )

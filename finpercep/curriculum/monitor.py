@@ -1,0 +1,82 @@
+"""Is the reward being hacked? Held-out images judged by measures that the reward does not contain; pure.
+
+A run keeps the panel's figures of every held-out image at its start. Later, an image's change is the mean, over the panel's
+metrics, of its change in that metric, turned so that higher is better, in units of that metric's spread over the images at the
+start. The run is hacked where the held-out reward has risen and the mean change lies below 0 by more than its interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from scipy import stats
+
+from finpercep.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out images at one step.
+
+    Attributes:
+        panel: metric → float64 (N,), one value an image.
+        reward: float64 (N,), by the rung in force.
+    """
+
+    panel: Mapping[str, torch.Tensor]
+    reward: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the monitor says.
+
+    Attributes:
+        change: mean panel change since the start, in standard deviations; below 0 is worse.
+        low: lower end of its confidence interval.
+        high: upper end.
+        reward_change: mean change of the held-out reward by the same rung.
+        hacked: reward up while the panel is down beyond its interval.
+    """
+
+    change: float
+    low: float
+    high: float
+    reward_change: float
+    hacked: bool
+
+    @property
+    def reason(self) -> str:
+        """The verdict in words."""
+        return (
+            f"the held-out reward changed by {self.reward_change:+.3g} while the panel changed by {self.change:+.3f} "
+            f"standard deviations [{self.low:+.3f}, {self.high:+.3f}]"
+        )
+
+
+def panel_change(start: HeldOut, now: HeldOut, higher_better: Mapping[str, bool]) -> torch.Tensor:
+    """Each image's change, float64 (N,): mean over metrics, in units of each metric's spread at the start."""
+    changes = []
+    for name, better in higher_better.items():
+        spread = start.panel[name].std(correction=0).clamp_min(1e-12)
+        changes.append((1 if better else -1) * (now.panel[name] - start.panel[name]) / spread)
+    return torch.stack(changes).mean(dim=0)
+
+
+def judge(start: HeldOut, now: HeldOut, higher_better: Mapping[str, bool], confidence: float = 0.95) -> Verdict:
+    """Compare the held-out images with what they were at the start; paired, Student's t interval.
+
+    Raises:
+        ConfigError: fewer than two images, or a confidence outside (0, 1).
+    """
+    count = len(start.reward)
+    if count < 2 or not 0 < confidence < 1:
+        raise ConfigError(f"a verdict needs two images or more and a confidence in (0, 1), got {count} and {confidence}")
+    change = panel_change(start, now, higher_better)
+    mean, error = float(change.mean()), float(change.std()) / math.sqrt(count)
+    reach = error * float(stats.t.ppf((1 + confidence) / 2, count - 1))
+    reward_change = float((now.reward - start.reward).mean())
+    return Verdict(mean, mean - reach, mean + reach, reward_change, hacked=reward_change > 0 and mean + reach < 0)

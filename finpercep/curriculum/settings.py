@@ -1,0 +1,86 @@
+"""Settings of a fine-tuning run, checked when they are made."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from finpercep.curriculum.controller import AdaptiveConfig, AdaptiveController, Controller, FixedController
+from finpercep.curriculum.schedule import RungSchedule
+from finpercep.curriculum.watch import MonitorConfig
+from finpercep.errors import ConfigError
+from finpercep.reward import RewardWeights
+from finpercep.rl.algorithm import AlgorithmConfig
+from finpercep.rl.refl import ReflConfig
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Settings of `finetune`.
+
+    Attributes:
+        algorithm: settings of one of `finpercep.rl.algorithms.ALGORITHMS`.
+        steps: optimiser steps in all.
+        rung_steps: steps on each rung, RM_0 first; None divides ``steps`` evenly.
+        blend_share: share of a rung over which the next one is blended in, in [0, 1).
+        batch_size: photos a step.
+        crop: side of the HR crop in px.
+        lr: AdamW's learning rate. A higher one, or a higher weight of the reward, is hacked sooner.
+        max_grad_norm: gradients are clipped to this norm.
+        ema: decay of the average of the weights that ``final`` holds, in [0, 1); 0 keeps the last weights themselves.
+        save_every: steps between checkpoints.
+        seed: decides batches and noise.
+        reward: weights of R_k.
+        curriculum: ``fixed`` keeps to ``rung_steps``; ``adaptive`` decides by itself when to change rung.
+        adaptive: settings of the adaptive curriculum.
+        monitor: settings of the hacking monitor.
+    """
+
+    algorithm: AlgorithmConfig = field(default_factory=ReflConfig)
+    steps: int = 300
+    rung_steps: tuple[int, ...] | None = None
+    blend_share: float = 0.25
+    batch_size: int = 4
+    crop: int = 128
+    lr: float = 1e-5
+    max_grad_norm: float = 1.0
+    ema: float = 0.0
+    save_every: int = 25
+    seed: int = 0
+    reward: RewardWeights = field(default_factory=RewardWeights)
+    curriculum: Literal["fixed", "adaptive"] = "fixed"
+    adaptive: AdaptiveConfig = field(default_factory=AdaptiveConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "crop", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.crop % 8:
+            raise ConfigError(f"crop must be a multiple of 8, got {self.crop}")
+        if self.curriculum not in ("fixed", "adaptive"):
+            raise ConfigError(f"curriculum must be fixed or adaptive, got {self.curriculum!r}")
+        for name in ("blend_share", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """All settings, the algorithm's under its name."""
+        plain = dataclasses.asdict(self)
+        settings = plain.pop("algorithm")
+        return {**plain, "algorithm": self.algorithm.name, self.algorithm.name: settings}
+
+    def schedule(self, rungs: int) -> RungSchedule:
+        """The schedule over a ladder of ``rungs`` rungs."""
+        if self.rung_steps is None:
+            return RungSchedule.even(self.steps, rungs, self.blend_share)
+        if len(self.rung_steps) != rungs or sum(self.rung_steps) != self.steps:
+            raise ConfigError(f"rung_steps must name {rungs} rungs and sum to {self.steps} steps, got {self.rung_steps}")
+        return RungSchedule(self.rung_steps, int(min(self.rung_steps) * self.blend_share))
+
+    def controller(self, rungs: int) -> Controller:
+        """What decides the rung of every step."""
+        if self.curriculum == "adaptive":
+            return AdaptiveController(rungs, self.adaptive)
+        return FixedController(self.schedule(rungs))

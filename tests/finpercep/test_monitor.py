@@ -1,0 +1,108 @@
+"""The hacking monitor: its interval is Student's, its alarm needs both halves, and it does not cry wolf."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import stats
+
+from finpercep.curriculum.monitor import HeldOut, judge, panel_change
+from finpercep.curriculum.tripwires import TRIPWIRES, brightness_drift, colour_drift, fine_loss, grid
+from finpercep.errors import ConfigError
+
+BETTER = {"fsim": True, "gmsd": False}
+
+
+def held_out(fsim, gmsd, reward):
+    return HeldOut(
+        {"fsim": torch.as_tensor(fsim, dtype=torch.float64), "gmsd": torch.as_tensor(gmsd, dtype=torch.float64)},
+        torch.as_tensor(reward, dtype=torch.float64),
+    )
+
+
+START = held_out([0.6, 0.7, 0.8, 0.9], [0.1, 0.2, 0.3, 0.4], [0.5] * 4)
+
+
+def moved(fsim=0.0, gmsd=0.0, reward=0.0, spread=0.0):
+    jitter = spread * torch.tensor([-1.0, 1.0, -1.0, 1.0], dtype=torch.float64)
+    return HeldOut({"fsim": START.panel["fsim"] + fsim + jitter, "gmsd": START.panel["gmsd"] + gmsd}, START.reward + reward)
+
+
+def test_changes_are_in_units_of_the_spread_and_turned_the_same_way():
+    spread = START.panel["fsim"].std(correction=0)
+    assert torch.allclose(panel_change(START, moved(fsim=float(spread)), BETTER), torch.full((4,), 0.5, dtype=torch.float64))
+    assert panel_change(START, moved(gmsd=0.1), BETTER).max() < 0
+
+
+def test_the_interval_is_students():
+    now = moved(fsim=0.01, spread=0.02)
+    verdict = judge(START, now, BETTER)
+    change = panel_change(START, now, BETTER).numpy()
+    low, high = stats.t.interval(0.95, 3, loc=change.mean(), scale=stats.sem(change))
+    assert (verdict.change, verdict.low, verdict.high) == pytest.approx((change.mean(), low, high))
+
+
+@pytest.mark.parametrize(
+    ("now", "hacked"),
+    [
+        (moved(), False),
+        (moved(fsim=-0.1, reward=0.1), True),
+        (moved(gmsd=0.1, reward=0.1), True),
+        (moved(fsim=-0.1, reward=-0.1), False),
+        (moved(fsim=0.1, reward=0.1), False),
+        (moved(fsim=-0.01, reward=0.1, spread=0.1), False),
+    ],
+    ids=["nothing moved", "hacked", "hacked, by the metric of which less is better", "both fell", "both rose", "within chance"],
+)
+def test_alarms(now, hacked):
+    verdict = judge(START, now, BETTER)
+    assert verdict.hacked is hacked
+    assert f"{verdict.change:+.3f}" in verdict.reason
+
+
+def test_false_alarms_are_as_rare_as_promised():
+    """Pure chance: the interval lies below 0 in 2.5 % of runs, and a monitor that cried twice as often would fail here."""
+    generator = torch.Generator().manual_seed(0)
+    alarms = 0
+    for _ in range(1000):
+        chance = 0.01 * torch.randn(24, generator=generator, dtype=torch.float64)
+        start = HeldOut({"fsim": torch.linspace(0, 1, 24, dtype=torch.float64)}, torch.zeros(24, dtype=torch.float64))
+        now = HeldOut({"fsim": start.panel["fsim"] + chance}, start.reward + 1)
+        alarms += judge(start, now, {"fsim": True}).hacked
+    assert 10 < alarms < 45
+
+
+def test_one_image_is_no_evidence():
+    one = held_out([0.5], [0.1], [0.1])
+    with pytest.raises(ConfigError, match="two images"):
+        judge(one, one, BETTER)
+
+
+def pictures(seed=0):
+    smooth = torch.nn.functional.interpolate(
+        torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed)), 64, mode="bicubic"
+    )
+    return (0.3 + 0.4 * smooth).clamp(0, 1)
+
+
+@pytest.mark.parametrize("name", list(TRIPWIRES))
+def test_tripwires_are_silent_on_the_ground_truth(name):
+    assert TRIPWIRES[name](pictures(), pictures()).tolist() == pytest.approx([0, 0], abs=1e-9)
+
+
+def test_tripwires_in_closed_form():
+    gt = pictures()
+    assert brightness_drift(gt + 0.05, gt).tolist() == pytest.approx([0.05, 0.05], abs=1e-6)
+    assert colour_drift(gt + 0.05, gt).max() < 1e-6  # grey drifts no colour
+    red = gt + torch.tensor([0.1, 0, 0])[:, None, None]
+    assert colour_drift(red, gt).tolist() == pytest.approx([0.1 * (0.701**2 + 0.299**2) ** 0.5] * 2, abs=1e-6)
+    assert fine_loss(0.5 * gt, gt).tolist() == pytest.approx([0.5, 0.5], abs=1e-6)
+    assert fine_loss(2 * gt, gt).tolist() == [0, 0]
+
+
+def test_the_grid_tripwire_tells_a_grid_from_noise():
+    gt = pictures()
+    stripes = 0.02 * ((torch.arange(64) % 4) < 2).float() - 0.01
+    noise = 0.01 * torch.randn(gt.shape, generator=torch.Generator().manual_seed(1))
+    assert grid(gt + stripes + 0.1 * noise, gt).min() > 0.8
+    assert grid(gt + noise, gt).max() < 0.1
