@@ -5,8 +5,9 @@
 A real `finpercep serve` process with the packaged ladder gets valid requests that have been damaged: safetensors, PNG, JPEG,
 WebP, TIFF, GIF and BMP as raw bodies, JSON with base64, multipart. Damage is a few bytes changed (often in the header), cut out,
 repeated or put in, two bodies joined, or the content type of another. Counted are the statuses; a 5xx, no answer within ten
-seconds and a lost connection are faults. In the end the server must give a good picture the score it gave it at first. Memory is
-the process's, after a warm-up and at the end.
+seconds and a lost connection are faults; 503 with Retry-After is a refusal. Pictures over 64 kilopixels are not admitted: what
+damage turns into a large picture would be scored, slowly, and that is no fault. In the end the server must give a good picture
+the score it gave it at first. Memory is the process's, after a warm-up and at the end.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -35,7 +37,7 @@ from finpercep.wire import TENSOR_MEDIA_TYPE, ScoreRequest, encode_request
 Body = tuple[str, bytes]
 """Content type and bytes."""
 
-SIDE, CONNECTIONS, PATIENCE = 32, 16, 10.0
+SIDE, CONNECTIONS, PATIENCE, MAX_PIXELS = 32, 16, 10.0, 65536
 BOUNDARY = "fuzz"
 
 
@@ -118,7 +120,7 @@ async def bombard(url: str, bodies: int, seed: int) -> tuple[dict[str, Counter[s
                 faults.append(f"body {number} ({kind}): {type(error).__name__}")
                 continue
             statuses[kind][str(answer.status_code)] += 1
-            if answer.status_code >= 500:
+            if answer.status_code >= 500 and not (answer.status_code == 503 and "retry-after" in answer.headers):
                 faults.append(f"body {number} ({kind}): {answer.status_code} {answer.text[:200]}")
 
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client:
@@ -143,6 +145,7 @@ def main() -> None:
         answer = httpx.post(f"{url}/score", content=good, headers={"content-type": content_type}, timeout=60)
         return float(answer.raise_for_status().json()["items"][0]["score"])
 
+    os.environ["FINPERCEP_MAX_PIXELS"] = str(MAX_PIXELS)
     with ServerProcess() as server:
         first = score(server.url)
         warmed, _ = asyncio.run(bombard(server.url, min(2000, arguments.bodies), arguments.seed + 1))

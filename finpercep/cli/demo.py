@@ -162,8 +162,11 @@ def finetune(client: RewardClient, split: PhotoSplit, folder: Path, scale: DemoS
     from finpercep.cli.finetune import gram_features, run_finetuning
     from finpercep.cli.photo_pairs import PhotoPairs, load_photos
     from finpercep.curriculum.loop import FinetuneConfig
+    from finpercep.sr.settings import PolicySettings
 
     config = FinetuneConfig(steps=scale.finetune_steps, batch_size=scale.finetune_batch, seed=seed)
     pairs = PhotoPairs(load_photos(split.train, config.crop), config.crop, DegradationConfig.light())
     described = {"data": "training photos of the demo", "rungs": {rung.name: rung.digest for rung in client.model().rungs}}
-    run_finetuning("tiny", client, pairs, config, folder / "finetune", gram_features("reward", "cpu"), described)
+    run_finetuning(
+        ("tiny", PolicySettings()), client, pairs, config, folder / "finetune", gram_features("reward", "cpu"), described
+    )

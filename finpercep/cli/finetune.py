@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from finpercep.reward import RewardSource
     from finpercep.rl.gram import FeatureExtractor
     from finpercep.sr.policy import SRPolicy
+    from finpercep.sr.settings import PolicySettings
 
 TYPICAL = 16
 """Crops on which the scales of several rewards are measured."""
@@ -40,7 +41,9 @@ def finetune(
     data: Annotated[Path, typer.Option(help="Folder of photos or a dataset; its photos are degraded on the fly, reproducibly.")],
     out: Annotated[Path, typer.Option(help="Run directory; run again to resume.")],
     algorithm: Annotated[str | None, typer.Option(help="refl (default), rfsr, draft, ddpo, grpo, dpo or nft.")] = None,
-    policy: Annotated[str, typer.Option(help="'tiny', or a folder that finetune or train-sr wrote.")] = "tiny",
+    policy: Annotated[
+        str, typer.Option(help="'tiny', a folder that finetune or train-sr wrote, or KIND:SOURCE (docs/policies.md).")
+    ] = "tiny",
     steps: Annotated[int | None, typer.Option(help="Updates in all (300), divided evenly over the rungs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Photos a step (4).")] = None,
     crop: Annotated[int | None, typer.Option(help="Side of the HR crop in px, a multiple of 8 (128).")] = None,
@@ -58,6 +61,9 @@ def finetune(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE of the algorithm, such as reward_weight=0.2; repeatable.")
     ] = None,
+    policy_set: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE of the policy, such as lora_rank=16 or steps=10; repeatable.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file of settings; flags win. A run's own config.toml will do.")
     ] = None,
@@ -71,7 +77,7 @@ def finetune(
     """
     from data_synth.degradations import DegradationConfig
     from data_synth.device import resolve_device
-    from finpercep.cli.finetune_config import finetune_config
+    from finpercep.cli.finetune_config import finetune_config, policy_settings
     from finpercep.cli.photo_pairs import PhotoPairs
     from finpercep.cli.reward_sources import open_rewards
 
@@ -83,9 +89,10 @@ def finetune(
     held_out = watched.fixed(resolved.monitor.images, resolved.seed) if unseen else None
     where = resolve_device(device)
     gram = gram_features(features, where)
+    chosen = (policy, policy_settings(config, policy_set or ()))
     with open_rewards(reward, where, read_token(token_file)) as (source, rewards):
         described = {"data": str(data), "rewards": rewards}
-        last = run_finetuning(policy, source, pairs, resolved, out, gram, described, held_out=held_out, device=where)
+        last = run_finetuning(chosen, source, pairs, resolved, out, gram, described, held_out=held_out, device=where)
     if last is not None:
         rows = [(name, f"{value:.4f}" if isinstance(value, float) else str(value)) for name, value in last.items()]
         show(figures_table("last step", rows))
@@ -160,7 +167,7 @@ def gram_features(name: str, device: torch.device | str) -> GramFeatures:
 
 
 def run_finetuning(
-    policy_name: str,
+    chosen: tuple[str, PolicySettings],
     source: RewardSource,
     pairs: PhotoPairs,
     config: FinetuneConfig,
@@ -171,7 +178,7 @@ def run_finetuning(
     held_out: tuple[torch.Tensor, torch.Tensor] | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, float | str | None] | None:
-    """Fine-tune with a progress bar.
+    """Fine-tune the ``chosen`` policy (its name, and what is decided about it) with a progress bar.
 
     The run's config names what ``described`` says of data and rewards, and the digests of the policy and of the Gram term's
     network, so that a run is never continued with another of them. ``held_out`` is what the monitor looks at.
@@ -179,6 +186,7 @@ def run_finetuning(
     Returns:
         The metrics of the last step done now, None when the run was complete.
     """
+    from finpercep.cli.finetune_config import POLICY_TABLE
     from finpercep.cli.reward_sources import keep_scales
     from finpercep.cli.sr_models import policy_digest
     from finpercep.curriculum.loop import finetune as finetune_steps
@@ -186,10 +194,12 @@ def run_finetuning(
     from finpercep.sr.loading import load_policy
     from finpercep.weighted_reward import WeightedSource
 
-    policy = load_policy(policy_name, device=device)
+    name, settings = chosen
+    policy = load_policy(name, device=device, settings=settings)
     described = {
         **described,
-        "policy": {"name": policy_name, "digest": policy_digest(policy_name)},
+        "policy": {"name": name, "digest": policy_digest(name)},
+        POLICY_TABLE: settings.said(),
         "features": features.described,
     }
     if isinstance(source, WeightedSource):

@@ -12,6 +12,10 @@ from finpercep.cli.settings_file import merge_settings, read_settings, set_flags
 from finpercep.curriculum.loop import FinetuneConfig
 from finpercep.errors import ConfigError
 from finpercep.rl.algorithms import ALGORITHMS, algorithm_class
+from finpercep.sr.settings import PolicySettings
+
+POLICY_TABLE = "policy_settings"
+"""Of a settings file, and of a run's own ``config.toml``."""
 
 
 def finetune_config(
@@ -30,7 +34,7 @@ def finetune_config(
         ConfigError: the file cannot be read, or a setting is unknown or out of range; names it.
     """
     given = read_settings(file, "fine-tuning") if file else {}
-    given = given.get("finetune", given)
+    given = given.get("finetune", {key: value for key, value in given.items() if key != POLICY_TABLE})
     name = algorithm or given.get("algorithm", FinetuneConfig().algorithm.name)
     kind = algorithm_class(name)
     general = dataclasses.asdict(FinetuneConfig())
@@ -41,6 +45,17 @@ def finetune_config(
     rest = {key: value for key, value in tree.items() if key != "algorithm"}
     checked: Any = validated(dataclasses.make_dataclass("FinetuneSettings", hints.items()), rest)  # pydantic knows no protocols
     return FinetuneConfig(algorithm=validated(kind, own), **vars(checked))
+
+
+def policy_settings(file: Path | None, settings: Sequence[str]) -> PolicySettings:
+    """What is decided about the policy: the file's table ``[policy_settings]``, and ``KEY=VALUE`` over it.
+
+    Raises:
+        ConfigError: an unknown setting, or a value of the wrong type.
+    """
+    given = read_settings(file, "fine-tuning").get(POLICY_TABLE, {}) if file else {}
+    tree = merge_settings(dataclasses.asdict(PolicySettings()), given, str(file))
+    return validated(PolicySettings, merge_settings(tree, dict(map(_setting, settings)), "--policy-set"))
 
 
 def _chosen(given: Mapping[str, Any], name: str) -> dict[str, Any]:

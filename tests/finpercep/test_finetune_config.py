@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tomli_w
 
-from finpercep.cli.finetune_config import finetune_config
+from finpercep.cli.finetune_config import finetune_config, policy_settings
 from finpercep.errors import ConfigError
 from finpercep.rl.refl import ReflConfig
 
@@ -65,3 +65,17 @@ def test_mistakes_are_named(arguments, message):
 def test_an_unknown_setting_in_the_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match="no setting is called stepz"):
         finetune_config(written(tmp_path, {"stepz": 7}), None, {})
+
+
+def test_policy_settings_from_file_and_flags(tmp_path):
+    file = written(tmp_path, {"steps": 7, "policy_settings": {"lora_rank": 4, "steps": 10}})
+    assert policy_settings(file, ["steps=5", "trained=['denoiser']"]).said() == {
+        "lora_rank": 4,
+        "steps": 5,
+        "trained": ("denoiser",),
+    }
+    assert finetune_config(file, None, {}).steps == 7
+    with pytest.raises(ConfigError, match="no setting is called rank"):
+        policy_settings(None, ["rank=4"])
+    with pytest.raises(ConfigError, match="lora_rank"):
+        policy_settings(None, ["lora_rank=many"])
