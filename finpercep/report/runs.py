@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -107,18 +108,16 @@ def finetuning_sections(records: Records) -> list[Section]:
     marks = {b["step"]: b["rung"] for a, b in pairwise(records) if a["rung"] != b["rung"]}
     reward = [record["reward"] for record in records]
     ours = [Curve("", x, reward, faint=True), Curve("SR output", x, smoothed(reward))]
-    figures = {name: smoothed([record["figures"][name] for record in records]) for name in records[0]["figures"]}
+    figures = {curve.name: curve for curve in _named_curves(records, "figures")}
     if ceiling := figures.pop("ceiling", None):
-        ours.append(Curve("ground truth (ceiling)", x, ceiling))
+        ours.append(replace(ceiling, name="ground truth (ceiling)"))
     panels = {
         "reward R_k": ours,
-        "loss terms (weighted)": [
-            Curve(name, x, smoothed([record["losses"][name] for record in records])) for name in records[0]["losses"]
-        ],
+        "loss terms (weighted)": _named_curves(records, "losses"),
         "map of SR output": [
             Curve(name, x, smoothed([record[f"{name}_degradation"] for record in records])) for name in ("max", "mean")
         ],
-        **{name: [Curve("", x, values)] for name, values in figures.items()},
+        **{name: [replace(curve, name="")] for name, curve in figures.items()},
     }
     seconds = sum(record["seconds"] for record in records)
     waited = sum(record["reward_seconds"] for record in records) / seconds
@@ -126,7 +125,37 @@ def finetuning_sections(records: Records) -> list[Section]:
         f"{len(records)} steps in {seconds:.0f} s, of which {waited:.0%} waiting for the reward. Dotted: a new rung takes over."
     )
     caption = "Reward of the batch and of its ground truth; the reward's scale changes with the rung, so compare the two lines."
-    return [Section("Fine-tuning along the ladder", text, pictures=[Picture(curves(panels, marks=marks), caption)])]
+    pictures = [Picture(curves(panels, marks=marks), caption)]
+    looks = [record for record in records if record.get("verdict")]
+    if looks:
+        at = [record["step"] for record in looks]
+        ends = {"change": False, "low": True, "high": True}
+        found = [Curve(name, at, [record["verdict"][name] for record in looks], faint) for name, faint in ends.items()]
+        note = "Held-out panel against the start, in standard deviations of the images, with its interval; below 0 is worse."
+        rewards = [Curve("", at, [record["verdict"]["reward_change"] for record in looks])]
+        pictures.append(Picture(curves({"held-out panel": found, "held-out reward": rewards}, marks=marks), note))
+    return [Section("Fine-tuning along the ladder", text, tables=decision_tables(records), pictures=pictures)]
+
+
+def decision_tables(records: Records) -> list[Table]:
+    """What the curriculum decided and why, and the monitor's alarms; nothing where neither happened."""
+    rows = []
+    for record in records:
+        if decision := record.get("decision"):
+            rows.append([str(record["step"]), decision["move"], "; ".join(decision["reasons"])])
+        if (verdict := record.get("verdict")) and verdict["hacked"]:
+            change = f"reward {verdict['reward_change']:+.3g}, panel {verdict['change']:+.3f}"
+            rows.append([str(record["step"]), "alarm", f"{change} [{verdict['low']:+.3f}, {verdict['high']:+.3f}]"])
+    return [Table(["step", "", "why"], rows, "Decisions of the curriculum and alarms of the monitor.")] if rows else []
+
+
+def _named_curves(records: Records, field: str) -> list[Curve]:
+    """A smoothed curve of every number that ``field`` ever held; a step without it is left out."""
+    found = []
+    for name in dict.fromkeys(name for record in records for name in record[field]):
+        own = [(record["step"], record[field][name]) for record in records if name in record[field]]
+        found.append(Curve(name, [x for x, _ in own], smoothed([y for _, y in own])))
+    return found
 
 
 def figure(value: float | None, digits: int = 3) -> str:

@@ -68,6 +68,19 @@ def test_report_of_a_fine_tuning_run(tmp_path):
     assert "lr = 2e-6" in (tmp_path / "report.html").read_text()
 
 
+def test_report_of_a_watched_run_tells_decisions_and_alarms(tmp_path):
+    records = [finetuning_record(step, "RM_0") for step in range(1, 6)]
+    verdict = {"change": -0.2, "low": -0.3, "high": -0.1, "reward_change": 0.05, "hacked": True}
+    records[2] |= {"verdict": verdict, "decision": {"move": "back", "rung": 0, "lr_scale": 0.5, "reasons": ["the panel fell"]}}
+    records[4] |= {"verdict": {**verdict, "hacked": False}, "decision": None}
+    records[3]["losses"] = {"gram": 1.0}  # a term that is not there at every step
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    (section, _) = report_of_run(tmp_path).sections
+    assert len(section.pictures) == 2
+    assert [row[:2] for row in section.tables[0].rows] == [["3", "back"], ["3", "alarm"]]
+    assert "the panel fell" in section.tables[0].rows[0][2]
+
+
 def test_report_of_a_training_run(tmp_path):
     steps = [{"kind": "StepReport", "rung": "RM_0", "step": s, "losses": {"rank": 0.1, "total": 0.2}} for s in (1, 2, 2, 3)]
     ranking = {"gt_over_syn": 0.9, "syn_over_sr": 0.8, "triplet": 0.75, "count": 12}
