@@ -22,7 +22,7 @@ from finpercep.local_reward import LocalReward
 from finpercep.predictor import load_predictors
 from finpercep.reward import RewardWeights
 from finpercep.reward_model.model import MIN_SIDE
-from finpercep.sr.packaged import load_policy
+from finpercep.sr.loading import load_policy
 from finpercep.sr.panel import PanelScores, panel_scores
 from finpercep.sr.policy import sample_images
 

@@ -93,7 +93,7 @@ def load_networks(
 
 def _load_policy(source: Source, scale: int, device: str) -> Mapping[str, SRModel]:  # noqa: ARG001
     """``tiny``, the packaged diffusion SR, or ``policy:DIR``, one that train-sr or finetune wrote."""
-    from finpercep.sr.packaged import policy_folder
+    from finpercep.sr.loading import policy_folder
 
     folder = policy_folder(source.target or "tiny")
     return diffusion_sr_models(folder, source.name or (folder.name if source.target else "tiny"), device)
@@ -128,8 +128,20 @@ def default_sources(scale: int) -> tuple[str, ...]:
     return ("random",)
 
 
-def policy_digest(folder: Path) -> str:
-    """Digest of what decides the model's output: settings, scheduler and weights, but no model card or log beside them."""
+def policy_digest(policy: Path | str) -> str:
+    """Digest of what decides the output of the policy that `load_policy` calls so: choices, schedulers and weights.
+
+    Published weights beneath it count, a model card or log beside it does not. Raises `WeightsError` when there is no such one.
+    """
+    from data_synth.sr_models.pipeline_files import files_digest
+    from finpercep.sr.loading import is_tiny, policy_sources
+
+    folders = policy_sources(str(policy))
+    tiny = (folders[0] / "policy.json").is_file() and is_tiny(folders[0])
+    return _tiny_digest(folders[0]) if tiny else files_digest(folders, salt="")
+
+
+def _tiny_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted([folder / "policy.json", *(folder / "scheduler").iterdir(), *(folder / "unet").iterdir()]):
         digest.update(path.relative_to(folder).as_posix().encode())

@@ -84,15 +84,16 @@ def evaluate(folder: Path, photos: Sequence[RGB8], seed: int, device: torch.devi
 
     from data_synth.degradations import DegradationConfig
     from finpercep.cli.photo_pairs import PhotoPairs
-    from finpercep.sr.packaged import load_policy
+    from finpercep.sr.loading import load_policy
     from finpercep.sr.panel import panel_scores
     from finpercep.sr.policy import sample_images
+    from finpercep.sr.settings import PolicySettings
     from finpercep.sr.transition import Sampler
 
     hr, lr = PhotoPairs(photos, EVALUATION_CROP, DegradationConfig.light()).fixed(len(photos), seed)
     bicubic = torch.nn.functional.interpolate(lr, scale_factor=4, mode="bicubic", align_corners=False).clamp(0, 1)
     means = {"bicubic": panel_scores(bicubic, hr).means()}
-    policy = load_policy(str(folder), device=device, autocast=True)
+    policy = load_policy(str(folder), device=device, settings=PolicySettings(precision="bfloat16"))
     for steps, eta in EVALUATED:
         variant = policy.with_sampler(Sampler(steps, eta=eta))
         images = sample_images(variant, lr, range(len(lr))).cpu()

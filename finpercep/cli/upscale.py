@@ -10,15 +10,28 @@ import typer
 from finpercep.cli.console import progress_bar, say, warn
 from finpercep.cli.options import Device, Seed
 
+TILE = 128
+"""LR px: 512 px of the result, the side most diffusion models were trained at."""
+
 
 def upscale(
     images: Annotated[list[Path], typer.Argument(help="Pictures to upscale.")],
     out: Annotated[Path, typer.Option(help="Folder for the results, STEM.png each.")],
-    policy: Annotated[str, typer.Option(help="'tiny', or a folder that finetune or train-sr wrote.")] = "tiny",
+    policy: Annotated[
+        str, typer.Option(help="'tiny', a folder that finetune or train-sr wrote, or KIND:SOURCE (docs/policies.md).")
+    ] = "tiny",
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; the policy's own number by default.")] = None,
+    eta: Annotated[float | None, typer.Option(help="Fresh noise of a step, 0 (none) … 1; the policy's own by default.")] = None,
+    tile: Annotated[
+        int, typer.Option(help="Side in LR px of the tiles in which larger pictures are sampled; 0 for none.")
+    ] = TILE,
+    colour: Annotated[str | None, typer.Option(help="Colour correction against the picture: wavelet, adain or none.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What is asked of every picture, of policies that take words.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none.")] = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
-    """Upscale pictures x4 with an SR model; writes PNG.
+    """Upscale pictures with an SR model, x4 as a rule; writes PNG.
 
     Example: finpercep upscale small.png --policy runs/ft/final --out big/
     """
@@ -28,15 +41,24 @@ def upscale(
     from data_synth.schema.errors import ImageError
     from data_synth.schema.pixels import decode_rgb, encode_png, write_atomically
     from finpercep.errors import ConfigError
-    from finpercep.sr.packaged import load_policy
+    from finpercep.sr.loading import load_policy
     from finpercep.sr.policy import seeded_generators
+    from finpercep.sr.settings import PolicySettings
 
     targets = {image: out / f"{image.stem}.png" for image in dict.fromkeys(images)}
     if len(set(targets.values())) < len(targets):
         raise ConfigError("two images would be written under the same name; give them different file names")
     if overwritten := {image.resolve() for image in targets} & {target.resolve() for target in targets.values()}:
         raise ConfigError(f"{sorted(overwritten)[0]} would be overwritten by its own result; use another --out")
-    model = load_policy(policy, device=resolve_device(device))
+    settings = PolicySettings(
+        steps=steps,
+        eta=eta,
+        tile=tile,
+        colour=colour,  # type: ignore[arg-type]  # checked where it arrives
+        prompt=prompt,
+        guidance=guidance,
+    )
+    model = load_policy(policy, device=resolve_device(device), settings=settings)
     failed = 0
     with progress_bar() as bar:
         task = bar.add_task("upscale", total=len(targets), figures="")

@@ -17,8 +17,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch.nn import functional as F
 
 from finpercep.errors import ConfigError
+from finpercep.sr.colour import corrected
 from finpercep.sr.noise_path import FlowMatching, NoisePath
 from finpercep.sr.policy import Condition, Generators
+from finpercep.sr.settings import Delivery
+from finpercep.sr.tiled import Tile, sample_in_tiles, tiles_of
 from finpercep.sr.transition import FORMS, Sampler, StepState, Transition
 
 
@@ -29,9 +32,13 @@ class DiffusionPolicy(ABC):
         path: what its states are between clean and noise.
         sampler: how it is sampled.
         scale: upscaling factor.
+
+    Attributes:
+        delivery: tiling and colour correction of `sample`; none, unless set.
     """
 
     name: ClassVar[str]
+    delivery = Delivery()
 
     def __init__(self, path: NoisePath, sampler: Sampler, scale: int) -> None:
         self.path, self.scale = path, scale
@@ -76,9 +83,13 @@ class DiffusionPolicy(ABC):
         """Y of a path with a prior, a state; else None."""
         return None
 
-    def initial_state(self, condition: Condition, generators: Generators) -> torch.Tensor:
-        """See `SRPolicy`. Pure noise here; policies that start from the LR image say so."""
-        return self.noise(condition, generators)
+    def start(self, condition: Condition, noise: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """X before step 0, given its noise. That noise itself here; policies that start from the LR image say so."""
+        return noise
+
+    def condition_of_tile(self, lr: torch.Tensor, tile: Tile) -> Condition:
+        """`condition` of a tile of the LR images; a policy says more when a tile must know of the whole."""
+        return self.condition(tile.of(lr, (lr.shape[-2], lr.shape[-1])))
 
     # -- what follows -----------------------------------------------------------------------------------------------
 
@@ -98,6 +109,10 @@ class DiffusionPolicy(ABC):
             raise ConfigError(f"noise {sampler.noise!r} is for flow matching; {self.name} takes ddim")
         self._sampler = sampler
         self.levels = self.path.levels(sampler.num_steps)
+
+    def initial_state(self, condition: Condition, generators: Generators) -> torch.Tensor:
+        """See `SRPolicy`."""
+        return self.start(condition, self.noise(condition, generators))
 
     @property
     def num_steps(self) -> int:
@@ -143,17 +158,31 @@ class DiffusionPolicy(ABC):
 
     @torch.no_grad()
     def sample(self, lr: torch.Tensor, generators: Generators, *, initial_noise: float = 1.0) -> torch.Tensor:
-        """See `SRPolicy`; the LR image is padded to `lr_multiple` inside.
+        """See `SRPolicy`; the LR image is padded to `lr_multiple` inside, and sampled in tiles where `delivery` says so.
 
         ``initial_noise`` scales the state it starts from; 1 is right, anything else a fault (grain, or detail missing).
         """
         height, width = lr.shape[-2:]
+        lr = lr.to(self.device)
         padded = F.pad(lr, (0, -width % self.lr_multiple, 0, -height % self.lr_multiple), mode="replicate")
-        condition = self.condition(padded.to(self.device))
+        size = (padded.shape[-2], padded.shape[-1])
+        tiles = tiles_of(size, self.delivery.tile or max(size), self.delivery.overlap, self.lr_multiple)
+        if len(tiles) > 1:
+            images = sample_in_tiles(self, padded, generators, tiles, initial_noise)
+        else:
+            images = self._sample_whole(padded, generators, initial_noise)
+        images = images[..., : height * self.scale, : width * self.scale]
+        if self.delivery.colour == "none":
+            return images
+        upsampled = F.interpolate(lr, scale_factor=self.scale, mode="bicubic", align_corners=False).clamp(0, 1)
+        return corrected(images, upsampled, self.delivery.colour)
+
+    def _sample_whole(self, lr: torch.Tensor, generators: Generators, initial_noise: float) -> torch.Tensor:
+        condition = self.condition(lr)
         x = initial_noise * self.initial_state(condition, generators)
         for index in range(self.num_steps):
             x = self.step(x, index, condition, generators)
-        return self.decode(x, condition)[..., : height * self.scale, : width * self.scale]
+        return self.decode(x, condition)
 
     # -- weights ----------------------------------------------------------------------------------------------------
 

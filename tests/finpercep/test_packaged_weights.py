@@ -17,7 +17,7 @@ from data_synth.sample import swap_region
 from finpercep.cli.photo_pairs import PhotoPairs
 from finpercep.cli.sr_models import packaged_zoo_folder
 from finpercep.predictor import load_predictors, packaged_model_folder
-from finpercep.sr.packaged import load_policy, packaged_policy_folder
+from finpercep.sr.loading import load_policy, packaged_policy_folder
 from finpercep.sr.panel import panel_scores
 from finpercep.sr.policy import seeded_generators
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
 from finpercep.errors import SchemaError, TrainingError, WeightsError
-from finpercep.sr.packaged import load_policy
+from finpercep.sr.loading import load_policy
 from finpercep.sr.policy import seeded_generators
 from finpercep.sr.pretrain import PretrainConfig, measure_residual_std, pretrain
 from finpercep.sr.tiny import TinyDiffusionSR
