@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -38,12 +39,27 @@ class RemoteReward:
         """
         return Rewards(*_Served.apply(images, self))
 
-    def fetch(self, images: torch.Tensor, grad: bool) -> tuple[ScoreResponse, torch.Tensor | None]:
-        """The server's response, and the gradient of all images if it was asked for."""
-        response = self.client.score_tensor(images, self.rung, self.weights, grad=grad)
+    def with_map(self, images: torch.Tensor) -> tuple[Rewards, torch.Tensor | None]:
+        """See `MapRewardFn`; raises as a call does."""
+        response = self._ask(images.detach(), map=True)
+        numbers = (response.reward, response.score, response.max_degradation, response.mean_degradation)
+        reward, score, worst, mean = (number.to(images.device) for number in numbers)
+        rewards = Rewards(reward, score, worst, mean)
+        if response.maps is None:
+            return rewards, None
+        unknown = torch.full(images.shape[-2:], math.nan)
+        return rewards, torch.stack([unknown if one is None else one for one in response.maps]).to(images.device)
+
+    def _ask(self, images: torch.Tensor, *, grad: bool = False, map: bool = False) -> ScoreResponse:
+        response = self.client.score_tensor(images, self.rung, self.weights, grad=grad, map=map)
         if response.errors and (self.failures == "raise" or len(response.errors) == len(images)):
             index, sentence = next(iter(response.errors.items()))
             raise RewardError(f"{self.client.url}: {len(response.errors)} of {len(images)} images, image {index}: {sentence}")
+        return response
+
+    def fetch(self, images: torch.Tensor, grad: bool) -> tuple[ScoreResponse, torch.Tensor | None]:
+        """The server's response, and the gradient of all images if it was asked for."""
+        response = self._ask(images, grad=grad)
         if not grad:
             return response, None
         grads = [None] * len(images) if response.grads is None else list(response.grads)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from finpercep.errors import ConfigError
-from finpercep.reward import RewardFn, Rewards, RewardSource, RewardWeights
+from finpercep.reward import RewardFn, Rewards, RewardSource, RewardWeights, score_with_map
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,16 @@ class WeightedReward:
 
     def __call__(self, images: torch.Tensor) -> Rewards:
         """See `RewardFn`. ``parts`` of the result holds every part's own number, before scale and weight."""
-        each = [reward(images) for _, _, reward in self.terms]
+        return self._summed([reward(images) for _, _, reward in self.terms])
+
+    def with_map(self, images: torch.Tensor) -> tuple[Rewards, torch.Tensor | None]:
+        """See `MapRewardFn`; the map is that of the part whose degradation is shown. Raises `ConfigError` when it has none."""
+        shown, degradation = score_with_map(self.terms[self.shown][2], images)
+        with torch.no_grad():
+            each = [shown if k == self.shown else reward(images) for k, (_, _, reward) in enumerate(self.terms)]
+        return self._summed(each), degradation
+
+    def _summed(self, each: Sequence[Rewards]) -> Rewards:
         pairs = list(zip(self.terms, each, strict=True))
         total = torch.stack([part.weight * (r.reward - scale.mean) / scale.std for (part, scale, _), r in pairs]).sum(0)
         shown = each[self.shown]

@@ -54,11 +54,13 @@ class Update:
         rewards: of the images it scored, in any order.
         losses: weighted terms of what was minimised, by name.
         figures: what else is worth watching: ceilings, clipped shares, KL.
+        waited: seconds it stood still for rewards, where it does something else meanwhile; None where it waits for every one.
     """
 
     rewards: Rewards
     losses: Mapping[str, float]
     figures: Mapping[str, float] = field(default_factory=dict)
+    waited: float | None = None
 
 
 class Algorithm(Protocol):
@@ -85,6 +87,7 @@ class AlgorithmConfig(Protocol):
         needs_gradient: its gradient goes through the reward, so the reward must be differentiable.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     name: ClassVar[str]
     needs_gradient: ClassVar[bool]
 

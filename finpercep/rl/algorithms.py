@@ -6,21 +6,21 @@ from collections.abc import Mapping
 
 from finpercep.errors import ConfigError
 from finpercep.rl.algorithm import AlgorithmConfig
+from finpercep.rl.ddpo import DdpoConfig
+from finpercep.rl.dpo import DpoConfig
+from finpercep.rl.draft import DraftConfig
+from finpercep.rl.grpo import GrpoConfig
+from finpercep.rl.nft import NftConfig
 from finpercep.rl.refl import ReflConfig
+from finpercep.rl.rfsr import RfsrConfig
 
-ALGORITHMS: Mapping[str, type[AlgorithmConfig]] = {config.name: config for config in (ReflConfig,)}
+ALGORITHMS: Mapping[str, type[AlgorithmConfig]] = {
+    config.name: config for config in (ReflConfig, RfsrConfig, DraftConfig, DdpoConfig, GrpoConfig, DpoConfig, NftConfig)
+}
 
 
-def algorithm_config(name: str, settings: Mapping[str, object] | None = None) -> AlgorithmConfig:
-    """Settings of the algorithm called ``name``, its defaults but for ``settings``.
-
-    Raises:
-        ConfigError: no such algorithm or setting, or a bad value.
-    """
+def algorithm_class(name: str) -> type[AlgorithmConfig]:
+    """The settings class of the algorithm called ``name``. Raises `ConfigError` when there is none."""
     if name not in ALGORITHMS:
         raise ConfigError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {name!r}")
-    config = ALGORITHMS[name]
-    known = config.__dataclass_fields__  # type: ignore[attr-defined]
-    if unknown := set(settings or {}) - set(known):
-        raise ConfigError(f"{name} has the settings {', '.join(known)}, got {', '.join(sorted(unknown))}")
-    return config(**(settings or {}))
+    return ALGORITHMS[name]

@@ -21,7 +21,10 @@ def gram_matrix(features: torch.Tensor) -> torch.Tensor:
     return normalised @ normalised.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
 
 
-def gram_distance(trained: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Sum over layers of the mean L1 distance between Gram matrices; a scalar, 0 for equal features."""
+def gram_distance(
+    trained: Sequence[torch.Tensor], reference: Sequence[torch.Tensor], weights: Sequence[float] | None = None
+) -> torch.Tensor:
+    """Sum over layers of the mean L1 distance between Gram matrices, times its weight or 1; a scalar, 0 for equal features."""
     distances = [(gram_matrix(a) - gram_matrix(b)).abs().mean() for a, b in zip(trained, reference, strict=True)]
-    return torch.stack(distances).sum()
+    weighted = distances if weights is None else [w * d for w, d in zip(weights, distances, strict=True)]
+    return torch.stack(weighted).sum()

@@ -1,0 +1,142 @@
+"""The update that DDPO and GRPO share: roll out groups, give advantages, follow the clipped ratio of stored steps.
+
+A micro-batch of the rollout is evaluated again in the same company, so that the ratio is exactly 1 until the first optimiser
+step. That asks of the policy that it be the same function both times: no dropout, the same mode, the same precision.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from finpercep.reward import RewardFn
+from finpercep.rl import ranges
+from finpercep.rl.algorithm import Batch, Optimise, Stateless, Trainee, Update
+from finpercep.rl.groups import Group, GroupConfig, Rollout, sample_groups, trained_indices
+from finpercep.rl.rollout import Trajectory
+from finpercep.rl.supervision import add_pretraining
+from finpercep.rl.tally import Tally
+
+
+@dataclass(frozen=True)
+class PolicyGradientConfig(GroupConfig):
+    """Settings of every algorithm that follows the ratio of stored steps, beside `GroupConfig`'s.
+
+    Attributes:
+        train_share: share of the steps with noise that is trained, drawn anew for each micro-batch; DanceGRPO 0.6.
+        clip: ε of the clipped ratio; 1e-4 to 1e-3, small because log-probabilities are means over dimensions.
+        advantage_clip: largest |A|; 5.
+        epochs: times the samples of an update are gone through, 1 or 2; beyond the first optimiser step the ratio leaves 1.
+        minibatches: optimiser steps an epoch, each on its share of the samples; 1 or 2.
+    """
+
+    train_share: float = 1.0
+    clip: float = 1e-4
+    advantage_clip: float = 5.0
+    epochs: int = 1
+    minibatches: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ranges.share(self, "train_share")
+        ranges.positive(self, "clip", "advantage_clip")
+        ranges.at_least(self, 1, "epochs", "minibatches")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A micro-batch of n samples with its advantages, (n,), or (n, h, w) where every position has its own."""
+
+    trajectory: Trajectory
+    advantages: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What of a rollout is trained, and what is worth knowing about the rest."""
+
+    pieces: Sequence[Piece]
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """Of one step of a piece: the terms of the loss, weighted, scalars; share of clipped ratios; KL before its weight."""
+
+    surrogate: torch.Tensor
+    kl: torch.Tensor
+    clipped: float
+    divergence: float
+
+
+class PolicyGradient(Stateless, ABC):
+    """`Algorithm`; a subclass judges the samples and says what a step's loss is.
+
+    Raises:
+        ConfigError: no step of the policy has noise.
+    """
+
+    wants_maps = False
+
+    def __init__(self, trainee: Trainee, config: PolicyGradientConfig) -> None:
+        self.policy = config.sampled(trainee.policy)
+        self.reference = config.sampled(trainee.reference)
+        self.settings = config
+        self.indices = trained_indices(self.policy, config.name)
+
+    @abstractmethod
+    def judge(self, rollout: Rollout) -> Judged:
+        """Advantages of the groups that can be learned from."""
+
+    @abstractmethod
+    def step_loss(self, piece: Piece, index: int) -> StepLoss:
+        """The loss of one stored step under the weights of now."""
+
+    def update(self, batch: Batch, reward: RewardFn, rng: np.random.Generator, optimise: Optimise) -> Update:
+        """``epochs`` × ``minibatches`` optimiser steps on one rollout; none where nothing can be learned from it."""
+        rollout = sample_groups(self.policy, batch, reward, rng, self.settings, stored=self.indices, maps=self.wants_maps)
+        rewards = rollout.finite_rewards()
+        judged = self.judge(rollout)
+        tally = Tally()
+        weight = self.settings.pretraining_weight
+        for _ in range(self.settings.epochs):
+            for part in _minibatches(judged.pieces, self.settings.minibatches, rng):
+                self._accumulate(part, rng, optimise, tally)
+                tally.add(1.0, pretraining=add_pretraining(self.policy, batch, weight, rng, optimise, self.settings.micro_batch))
+                if part or weight:
+                    optimise.step()
+        losses = {name: tally.mean(name) for name in ("policy", "kl", "pretraining")}
+        figures = {**judged.figures, "clipped": tally.mean("clipped"), "divergence": tally.mean("divergence")}
+        return Update(rewards, losses, figures, rollout.waited)
+
+    def _accumulate(self, part: Sequence[Piece], rng: np.random.Generator, optimise: Optimise, tally: Tally) -> None:
+        """Add the gradient of the mean loss over the samples and the drawn steps of ``part``."""
+        total = sum(len(piece.trajectory) for piece in part)
+        count = max(1, round(self.settings.train_share * len(self.indices)))
+        for piece in part:
+            share = len(piece.trajectory) / total / count
+            for index in sorted(rng.choice(np.asarray(self.indices), size=count, replace=False).tolist()):
+                loss = self.step_loss(piece, index)
+                optimise.backward(share * (loss.surrogate + loss.kl))
+                terms = {"policy": loss.surrogate.item(), "kl": loss.kl.item()}
+                tally.add(share, **terms, clipped=loss.clipped, divergence=loss.divergence)
+
+
+def pieces_of(groups: Sequence[Group], advantages: torch.Tensor, kept: torch.Tensor, parts: Sequence[slice]) -> list[Piece]:
+    """The micro-batches of the groups that are ``kept`` (G,), with their share of the advantages (G, K, …)."""
+    return [
+        Piece(trajectory, advantages[index, part])
+        for index, group in enumerate(groups)
+        if kept[index]
+        for part, trajectory in zip(parts, group.parts, strict=True)
+    ]
+
+
+def _minibatches(pieces: Sequence[Piece], count: int, rng: np.random.Generator) -> list[list[Piece]]:
+    """The pieces in random order, in ``count`` parts or as many as there are pieces; one empty part when there is none."""
+    order = rng.permutation(len(pieces))
+    return [[pieces[index] for index in part] for part in np.array_split(order, min(count, max(1, len(pieces))))]
