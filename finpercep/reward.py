@@ -16,6 +16,9 @@ from finpercep.errors import ConfigError
 
 DEFAULT_TOP_FRACTION = 0.01
 
+LARGEST_WEIGHT = 1e6
+"""A reward of larger weights could leave float32, in itself or in its gradient."""
+
 _BLOCK = 4 * 1024 * 1024
 """Pixels whose largest are looked for at a time."""
 
@@ -41,8 +44,8 @@ class RewardWeights:
 
     def __post_init__(self) -> None:
         for name in ("score", "max", "mean"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"reward weight {name} must be finite and >= 0, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) <= LARGEST_WEIGHT:
+                raise ConfigError(f"reward weight {name} must lie in [0, {LARGEST_WEIGHT:g}], got {getattr(self, name)}")
         if not 0 < self.top_fraction <= 1:
             raise ConfigError(f"top_fraction must lie in (0, 1], got {self.top_fraction}")
 

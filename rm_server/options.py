@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from finpercep.regions import DEFAULT_MIN_AREA, DEFAULT_THRESHOLD
-from finpercep.reward import RewardWeights
+from finpercep.reward import LARGEST_WEIGHT, RewardWeights
 
 DEFAULTS = RewardWeights()
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=LARGEST_WEIGHT)]
 MapKind = Literal["none", "png", "heatmap", "overlay", "raw"]
 
 

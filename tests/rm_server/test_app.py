@@ -341,6 +341,7 @@ def test_bodies_refused(http, body, content_type, status, words):
         ({"map": "jpeg"}, 422, "map"),
         ({"w_max": "-1"}, 422, "w_max"),
         ({"w_score": "nan"}, 422, "w_score"),
+        ({"w_mean": "1e39"}, 422, "w_mean"),
         ({"w_scor": "1"}, 422, "w_scor"),
         ({"top_fraction": "0"}, 422, "top_fraction"),
     ],
