@@ -94,7 +94,7 @@ def finetune(
         described = {"data": str(data), "rewards": rewards}
         last = run_finetuning(chosen, source, pairs, resolved, out, gram, described, held_out=held_out, device=where)
     if last is not None:
-        rows = [(name, f"{value:.4f}" if isinstance(value, float) else str(value)) for name, value in last.items()]
+        rows = [(name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in last.items()]
         show(figures_table("last step", rows))
     say(f"fine-tuned model written to {out / 'final'}")
 
@@ -187,6 +187,7 @@ def run_finetuning(
         The metrics of the last step done now, None when the run was complete.
     """
     from finpercep.cli.finetune_config import POLICY_TABLE
+    from finpercep.cli.libraries import hush_progress
     from finpercep.cli.reward_sources import keep_scales
     from finpercep.cli.sr_models import policy_digest
     from finpercep.curriculum.loop import finetune as finetune_steps
@@ -194,6 +195,7 @@ def run_finetuning(
     from finpercep.sr.loading import load_policy
     from finpercep.weighted_reward import WeightedSource
 
+    hush_progress()
     name, settings = chosen
     policy = load_policy(name, device=device, settings=settings)
     described = {

@@ -15,3 +15,12 @@ def hush() -> None:
     warnings.simplefilter("ignore")
     for library in ("bitsandbytes", "diffusers", "torchao"):
         logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def hush_progress() -> None:
+    """No progress bars of diffusers and transformers, which are about to be imported anyway."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    of_diffusers.disable_progress_bar()
+    of_transformers.disable_progress_bar()

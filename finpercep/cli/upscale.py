@@ -40,6 +40,7 @@ def upscale(
     from data_synth.device import resolve_device
     from data_synth.schema.errors import ImageError
     from data_synth.schema.pixels import decode_rgb, encode_png, write_atomically
+    from finpercep.cli.libraries import hush_progress
     from finpercep.errors import ConfigError
     from finpercep.sr.loading import load_policy
     from finpercep.sr.policy import seeded_generators
@@ -58,6 +59,7 @@ def upscale(
         prompt=prompt,
         guidance=guidance,
     )
+    hush_progress()
     model = load_policy(policy, device=resolve_device(device), settings=settings)
     failed = 0
     with progress_bar() as bar:
