@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response, params
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
@@ -113,6 +113,14 @@ def create_app(registry: Registry, settings: Settings) -> FastAPI:
         await service.put_rung(name, new.source, new.digest)
         return registry.describe()
 
+    _add_health(app, service, registry, guarded)
+    add_web_page(app)
+    return app
+
+
+def _add_health(app: FastAPI, service: Service, registry: Registry, guarded: Sequence[params.Depends]) -> None:
+    """Routes for whoever runs the server."""
+
     @app.get("/livez")
     async def livez() -> dict[str, str]:
         """Whether the process answers."""
@@ -129,9 +137,6 @@ def create_app(registry: Registry, settings: Settings) -> FastAPI:
     async def metrics() -> Response:
         """Prometheus metrics."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    add_web_page(app)
-    return app
 
 
 class _Headers:

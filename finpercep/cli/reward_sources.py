@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from finpercep.reward import RewardSource
     from finpercep.weighted_reward import WeightedSource
 
-PROMPT = "a sharp, detailed photograph, high quality"
 PATIENCE = 300.0
 """Seconds during which a server that was lost may come back without the run noticing."""
 
@@ -80,6 +79,7 @@ def _name(spec: str) -> str:
 
 def _open(spec: str, device: torch.device | str, token: str | None, stack: ExitStack) -> tuple[RewardSource, Described]:
     from finpercep.metric_reward import MetricSource, image_reward, pyiqa_metric, python_metric
+    from finpercep.sr.settings import PROMPT
 
     scheme, _, rest = spec.partition(":")
     if rest.startswith("//"):

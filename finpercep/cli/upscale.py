@@ -9,6 +9,7 @@ import typer
 
 from finpercep.cli.console import progress_bar, say, warn
 from finpercep.cli.options import Device, Seed
+from finpercep.errors import ConfigError
 
 TILE = 128
 """LR px: 512 px of the result, the side most diffusion models were trained at."""
@@ -41,16 +42,11 @@ def upscale(
     from data_synth.schema.errors import ImageError
     from data_synth.schema.pixels import decode_rgb, encode_png, write_atomically
     from finpercep.cli.libraries import hush_progress
-    from finpercep.errors import ConfigError
     from finpercep.sr.loading import load_policy
     from finpercep.sr.policy import seeded_generators
     from finpercep.sr.settings import PolicySettings
 
-    targets = {image: out / f"{image.stem}.png" for image in dict.fromkeys(images)}
-    if len(set(targets.values())) < len(targets):
-        raise ConfigError("two images would be written under the same name; give them different file names")
-    if overwritten := {image.resolve() for image in targets} & {target.resolve() for target in targets.values()}:
-        raise ConfigError(f"{sorted(overwritten)[0]} would be overwritten by its own result; use another --out")
+    targets = targets_of(images, out)
     settings = PolicySettings(
         steps=steps,
         eta=eta,
@@ -79,3 +75,13 @@ def upscale(
     say(f"{len(targets) - failed} of {len(targets)} pictures written to {out}")
     if failed:
         raise typer.Exit(1)
+
+
+def targets_of(images: list[Path], out: Path) -> dict[Path, Path]:
+    """Where each picture's result goes. Raises `ConfigError` when two would meet, or one would overwrite a picture."""
+    targets = {image: out / f"{image.stem}.png" for image in dict.fromkeys(images)}
+    if len(set(targets.values())) < len(targets):
+        raise ConfigError("two images would be written under the same name; give them different file names")
+    if overwritten := {image.resolve() for image in targets} & {target.resolve() for target in targets.values()}:
+        raise ConfigError(f"{sorted(overwritten)[0]} would be overwritten by its own result; use another --out")
+    return targets

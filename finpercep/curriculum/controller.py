@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 from finpercep.curriculum.schedule import RungBlend, RungSchedule
 from finpercep.errors import ConfigError
 
-Move = Literal["stay", "up", "back", "stop"]
+Move = Literal["up", "back"]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from finpercep.curriculum.schedule import RungBlend
 from finpercep.errors import RewardRejected
 from finpercep.reward import RewardFn, Rewards, score_with_map
 from finpercep.rl.algorithm import Update
+from finpercep.rl.algorithms import ALGORITHMS
 
 T = TypeVar("T")
 
@@ -54,7 +55,8 @@ class TimedReward:
         """See `RewardFn`. Raises `RewardRejected` when a gradient is needed and the reward has none."""
         rewards = self._timed(self._reward, images)
         if images.requires_grad and not rewards.reward.requires_grad:
-            raise RewardRejected("this reward has no gradient, which refl, rfsr and draft go through; use grpo, ddpo, dpo or nft")
+            names = ", ".join(name for name, kind in ALGORITHMS.items() if not kind.needs_gradient)
+            raise RewardRejected(f"this reward has no gradient, which the algorithm goes through; use one of {names}")
         return rewards
 
     def with_map(self, images: torch.Tensor) -> tuple[Rewards, torch.Tensor | None]:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from finpercep.errors import ConfigError
 from finpercep.reward import RewardFn, Rewards
+from finpercep.rl import ranges
 from finpercep.rl.algorithm import Batch, Optimise, Stateless, Trainee, Update
 from finpercep.rl.gram import gram_distance
 from finpercep.rl.rollout import denoise_to
@@ -45,11 +45,8 @@ class ReflConfig:
     gram_weight: float = 100.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.window <= 1:
-            raise ConfigError(f"refl window must lie in (0, 1], got {self.window}")
-        for name in ("reward_weight", "pretraining_weight", "gram_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"refl {name} must be finite and >= 0, got {getattr(self, name)}")
+        ranges.share(self, "window")
+        ranges.at_least(self, 0, "reward_weight", "pretraining_weight", "gram_weight")
 
     def indices(self, num_steps: int) -> range:
         """The denoising indices that may be trained; 0 is the noisiest."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 
@@ -31,12 +33,18 @@ def panel_scores(images: torch.Tensor, ground_truth: torch.Tensor) -> PanelScore
     Raises:
         MissingExtraError: pyiqa is not installed.
     """
+    metrics = _metrics(images.device)
+    return PanelScores({name: metric(images, ground_truth).flatten().double().cpu() for name, metric in metrics.items()})
+
+
+@cache
+def _metrics(device: torch.device) -> dict[str, Any]:
+    """The panel on ``device``, built once: a monitored run asks again and again."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pyiqa's imports warn about themselves
             import pyiqa
 
-            metrics = {name: pyiqa.create_metric(name, device=images.device) for name in PANEL}
+            return {name: pyiqa.create_metric(name, device=device) for name in PANEL}
     except ModuleNotFoundError as error:
         raise MissingExtraError("pyiqa", "train") from error
-    return PanelScores({name: metric(images, ground_truth).flatten().double().cpu() for name, metric in metrics.items()})
