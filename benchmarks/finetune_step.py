@@ -38,25 +38,11 @@ from finpercep.curriculum.run_directory import RunDirectory
 from finpercep.curriculum.settings import FinetuneConfig
 from finpercep.local_reward import LocalSource
 from finpercep.predictor import load_predictors, packaged_model_folder
-from finpercep.reward import RewardSource
 from finpercep.rl.algorithms import ALGORITHMS, algorithm_class
 from finpercep.sr.loading import load_policy
 
 SETTINGS: dict[str, dict[str, Any]] = {"grpo with maps": {"credit": "map"}, "draft": {"last_steps": 2}}
 FINEST = "RM_2"
-
-
-class OneRung:
-    """A `RewardSource` with the finest rung alone."""
-
-    def __init__(self, source: RewardSource) -> None:
-        self.source = source
-
-    def rungs(self) -> list[str]:
-        return [FINEST, FINEST]  # the first is scored without its map
-
-    def reward_fn(self, rung: str, weights: Any) -> Any:
-        return self.source.reward_fn(rung, weights)
 
 
 def measure(case: str, url: str | None, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -66,9 +52,8 @@ def measure(case: str, url: str | None, arguments: argparse.Namespace) -> dict[s
     kind = algorithm_class(case.split()[0])
     if "group_size" in kind.__dataclass_fields__:
         settings = {"group_size": arguments.group, **settings}
-    steps = arguments.steps + 1
     config = FinetuneConfig(
-        algorithm=kind(**settings), steps=steps + 1, rung_steps=(1, steps), blend_share=0.0,
+        algorithm=kind(**settings), steps=arguments.steps + 2, rungs=(FINEST,),
         batch_size=arguments.batch_size, crop=arguments.crop, save_every=10**6,
     )  # fmt: skip
     predictors = load_predictors(packaged_model_folder())
@@ -77,7 +62,7 @@ def measure(case: str, url: str | None, arguments: argparse.Namespace) -> dict[s
     with contextlib.ExitStack() as stack:
         source = LocalSource(predictors) if url is None else stack.enter_context(RewardClient(url))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        run = finetune(policy, OneRung(source), pairs, gram_features("reward", "cpu").extractor, config, RunDirectory(folder))
+        run = finetune(policy, source, pairs, gram_features("reward", "cpu").extractor, config, RunDirectory(folder))
         metrics = list(run)[2:]
     return {
         "step_s": statistics.median(m.seconds for m in metrics),

@@ -91,12 +91,28 @@ class LocalSource:
         """Names of the rungs, RM_0 first."""
         return tuple(self._predictors)
 
+    def has_map(self, rung: str) -> bool:
+        """Whether a rung has a degradation map. Raises as `reward_fn` does."""
+        return self._predictor(rung).has_map
+
     def reward_fn(self, rung: str, weights: RewardWeights) -> RewardFn:
         """The reward of one rung.
 
         Raises:
             RewardRejected: there is no such rung.
         """
+        return LocalReward(self._predictor(rung), weights)
+
+    def digests(self) -> dict[str, str]:
+        """Rung → digest."""
+        return {rung: predictor.digest for rung, predictor in self._predictors.items()}
+
+    def replace(self, rung: str, predictor: Predictor) -> None:
+        """Answer with ``predictor`` for ``rung`` from now on; a `reward_fn` that was asked for before keeps the old one."""
+        self._predictor(rung)
+        self._predictors[rung] = predictor
+
+    def _predictor(self, rung: str) -> Predictor:
         if rung not in self._predictors:
             raise RewardRejected(f"unknown rung {rung!r}; there are {', '.join(self._predictors)}")
-        return LocalReward(self._predictors[rung], weights)
+        return self._predictors[rung]

@@ -43,6 +43,10 @@ class MetricSource:
         """The metric's name."""
         return (self._reward.name,)
 
+    def has_map(self, rung: str) -> bool:  # noqa: ARG002
+        """Never."""
+        return False
+
     def reward_fn(self, rung: str, weights: RewardWeights) -> RewardFn:  # noqa: ARG002
         """The metric, whatever the weights: it is one number."""
         return self._reward

@@ -110,6 +110,10 @@ class RewardSource(Protocol):
         """Names of the rungs, RM_0 first."""
         ...
 
+    def has_map(self, rung: str) -> bool:
+        """Whether a rung has a degradation map; without one its reward is λ_score·S."""
+        ...
+
     def reward_fn(self, rung: str, weights: RewardWeights) -> RewardFn:
         """The reward of one rung."""
         ...

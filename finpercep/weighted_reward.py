@@ -42,6 +42,9 @@ class WeightedSource:
     Args:
         parts: at least one; at most one with several rungs.
 
+    Attributes:
+        ladder: the part with the rungs.
+
     Raises:
         ConfigError: several ladders, or two parts of one name.
     """
@@ -53,12 +56,16 @@ class WeightedSource:
         if len({part.name for part in parts}) < len(parts):
             raise ConfigError(f"each reward can be given once, got {', '.join(part.name for part in parts)}")
         self.parts = tuple(parts)
-        self._ladder = ladders[0] if ladders else parts[0]
+        self.ladder = ladders[0] if ladders else parts[0]
         self._scales: dict[tuple[str, str], Scale] = {}
 
     def rungs(self) -> Sequence[str]:
         """The ladder's rungs, or the first part's only one."""
-        return self._ladder.source.rungs()
+        return self.ladder.source.rungs()
+
+    def has_map(self, rung: str) -> bool:
+        """Whether the ladder's rung has a map."""
+        return self.ladder.source.has_map(rung)
 
     def measure(self, images: torch.Tensor, weights: RewardWeights) -> None:
         """Set the scale of every part, on every rung, to what it gives to ``images`` (N, 3, H, W)."""
@@ -82,9 +89,9 @@ class WeightedSource:
         """The sum on one rung of the ladder."""
         terms = []
         for part in self.parts:
-            own = rung if part is self._ladder else part.source.rungs()[0]
+            own = rung if part is self.ladder else part.source.rungs()[0]
             terms.append((part, self._scales.get((part.name, own), Scale()), part.source.reward_fn(own, weights)))
-        return WeightedReward(terms, self.parts.index(self._ladder))
+        return WeightedReward(terms, self.parts.index(self.ladder))
 
 
 @dataclass(frozen=True)

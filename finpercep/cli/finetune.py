@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,18 +13,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from finpercep.cli.console import figures_table, progress_bar, say, show
+from finpercep.cli.console import figures_table, say, show, warn
 from finpercep.cli.options import Device, TokenFile, read_token
-from finpercep.errors import ConfigError
+from finpercep.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     import torch
 
+    from data_synth.photos import PhotoSource
     from data_synth.schema import RGB8
     from finpercep.cli.photo_pairs import PhotoPairs
+    from finpercep.curriculum.logbook import Logbook
     from finpercep.curriculum.loop import FinetuneConfig, StepMetrics
+    from finpercep.curriculum.refresh import Refresher
     from finpercep.reward import RewardSource
     from finpercep.rl.gram import FeatureExtractor
+    from finpercep.rl.world import World
     from finpercep.sr.policy import SRPolicy
     from finpercep.sr.settings import PolicySettings
 
@@ -55,6 +61,15 @@ def finetune(
         typer.Option(help="Look for reward hacking every so many steps, on a tenth of the photos, held out (0: never)."),
     ] = None,
     on_alarm: Annotated[str | None, typer.Option(help="Of the monitor: warn, fallback (default) or stop.")] = None,
+    snapshot_every: Annotated[
+        int | None, typer.Option(help="Steps between pictures in OUT/images (the monitor's, or a tenth of the run; 0: none).")
+    ] = None,
+    refresh: Annotated[
+        int | None,
+        typer.Option(
+            help="When a finer rung is reached, first train it on so many region swaps of the policy's own outputs (0: never)."
+        ),
+    ] = None,
     features: Annotated[
         str, typer.Option(help="Of the Gram term: 'reward', the ladder's frozen encoder, or 'vgg19'.")
     ] = "reward",
@@ -63,6 +78,9 @@ def finetune(
     ] = None,
     policy_set: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE of the policy, such as lora_rank=16 or steps=10; repeatable.")
+    ] = None,
+    refresh_set: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE of --refresh, such as steps=300 or data=runs/data; repeatable.")
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file of settings; flags win. A run's own config.toml will do.")
@@ -77,22 +95,45 @@ def finetune(
     """
     from data_synth.degradations import DegradationConfig
     from data_synth.device import resolve_device
-    from finpercep.cli.finetune_config import finetune_config, policy_settings
+    from finpercep.cli.finetune_config import REFRESH_TABLE, finetune_config, policy_settings, refresh_config
     from finpercep.cli.photo_pairs import PhotoPairs
+    from finpercep.cli.refresh import open_refresher
     from finpercep.cli.reward_sources import open_rewards
+    from finpercep.rl.world import join_world
 
     flags = {"steps": steps, "batch_size": batch_size, "crop": crop, "lr": lr, "ema": ema, "seed": seed, "curriculum": curriculum}
-    looks = {"monitor.every": monitor, "monitor.on_alarm": on_alarm}
+    looks = {"monitor.every": monitor, "monitor.on_alarm": on_alarm, "snapshot_every": snapshot_every}
     resolved = finetune_config(config, algorithm, {**flags, **looks}, settings or ())
-    train, unseen = photos_of(data, resolved.crop, hold_out=resolved.monitor.every > 0, seed=resolved.seed)
-    pairs, watched = (PhotoPairs(photos, resolved.crop, DegradationConfig.light()) for photos in (train, unseen))
-    held_out = watched.fixed(resolved.monitor.images, resolved.seed) if unseen else None
-    where = resolve_device(device)
+    renewal = refresh_config(config, refresh, refresh_set or ())
+    photos = photos_of(data, resolved.crop, hold_out=resolved.monitor.every > 0, seed=resolved.seed)
+    pairs, watched = (PhotoPairs(pixels, resolved.crop, DegradationConfig.light()) for pixels in (photos.train, photos.held_out))
+    held_out = watched.fixed(resolved.monitor.images, resolved.seed) if photos.held_out else None
+    world, where = join_world(resolve_device(device))
     gram = gram_features(features, where)
     chosen = (policy, policy_settings(config, policy_set or ()))
     with open_rewards(reward, where, read_token(token_file)) as (source, rewards):
-        described = {"data": str(data), "rewards": rewards}
-        last = run_finetuning(chosen, source, pairs, resolved, out, gram, described, held_out=held_out, device=where)
+        described: dict[str, Any] = {"data": str(data), "rewards": rewards}
+        refresher = None
+        if renewal.samples:
+            if photos.source is None:
+                raise ConfigError(f"--refresh swaps regions of photos: --data must be a folder of them, got the dataset {data}")
+            described[REFRESH_TABLE] = dataclasses.asdict(renewal)
+            refresher = open_refresher(reward, source, photos.source, renewal, out, seed=resolved.seed, device=where, world=world)
+        last = run_finetuning(
+            chosen,
+            source,
+            pairs,
+            resolved,
+            out,
+            gram,
+            described,
+            held_out=held_out,
+            refresher=refresher,
+            device=where,
+            world=world,
+        )
+    if world.rank:
+        return
     if last is not None:
         rows = [(name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in last.items()]
         show(figures_table("last step", rows))
@@ -103,27 +144,38 @@ HELD_OUT = 0.1
 """Share of a folder's photos that the monitor looks at and nothing is trained on."""
 
 
-def photos_of(data: Path, min_side: int, *, hold_out: bool, seed: int) -> tuple[list[RGB8], list[RGB8]]:
-    """Photos to train on and photos to hold out.
+@dataclass(frozen=True)
+class TrainingPhotos:
+    """Photos to train on and photos that nothing is trained on, as pixels; ``source`` are the former as they lie in a folder."""
+
+    train: list[RGB8]
+    held_out: list[RGB8]
+    source: PhotoSource | None
+
+
+def photos_of(data: Path, min_side: int, *, hold_out: bool, seed: int) -> TrainingPhotos:
+    """The photos of a run.
 
     Of a dataset, the clean images of its training split, and of the other splits; of a folder, all, or nine tenths and a tenth.
 
     Raises:
         ConfigError: none to train on, or none to hold out.
     """
-    from data_synth.photos import find_photos, split_photos
+    from data_synth.photos import photo_source, split_photos
     from data_synth.schema.manifest import MANIFEST_NAME
     from finpercep.cli.photo_pairs import load_photos
 
     if (data / MANIFEST_NAME).exists():
         held_out = _clean_images(data, ("validation", "test"), min_side) if hold_out else []
-        return _clean_images(data, ("train",), min_side), held_out
+        return TrainingPhotos(_clean_images(data, ("train",), min_side), held_out, None)
+    source = photo_source(str(data))
     if not hold_out:
-        return load_photos(find_photos(data), min_side), []
-    split = split_photos(find_photos(data), validation=0.0, test=HELD_OUT, seed=seed)
+        return TrainingPhotos(load_photos(source.photos, min_side), [], source)
+    split = split_photos(source.photos, validation=0.0, test=HELD_OUT, seed=seed)
     if not split.test:
         raise ConfigError(f"{data}: the monitor needs photos to hold out, and of {len(split.train)} none is left; add photos")
-    return load_photos(split.train, min_side), load_photos(split.test, min_side)
+    train, unseen = (load_photos(photos, min_side) for photos in (split.train, split.test))
+    return TrainingPhotos(train, unseen, dataclasses.replace(source, photos=tuple(split.train)))
 
 
 def _clean_images(data: Path, splits: Sequence[Literal["train", "validation", "test"]], min_side: int) -> list[RGB8]:
@@ -176,12 +228,15 @@ def run_finetuning(
     described: dict[str, Any],
     *,
     held_out: tuple[torch.Tensor, torch.Tensor] | None = None,
+    refresher: Refresher | None = None,
     device: torch.device | str = "cpu",
+    world: World | None = None,
 ) -> dict[str, float | str | None] | None:
-    """Fine-tune the ``chosen`` policy (its name, and what is decided about it) with a progress bar.
+    """Fine-tune the ``chosen`` policy (its name, and what is decided about it) and show how it goes.
 
     The run's config names what ``described`` says of data and rewards, and the digests of the policy and of the Gram term's
-    network, so that a run is never continued with another of them. ``held_out`` is what the monitor looks at.
+    network, so that a run is never continued with another of them. ``held_out`` is what the monitor looks at. Of the
+    processes of a ``world`` the main one alone writes and shows.
 
     Returns:
         The metrics of the last step done now, None when the run was complete.
@@ -189,13 +244,17 @@ def run_finetuning(
     from finpercep.cli.finetune_config import POLICY_TABLE
     from finpercep.cli.libraries import hush_progress
     from finpercep.cli.reward_sources import keep_scales
+    from finpercep.cli.run_view import RunView
     from finpercep.cli.sr_models import policy_digest
     from finpercep.curriculum.loop import finetune as finetune_steps
     from finpercep.curriculum.run_directory import RunDirectory
+    from finpercep.rl.world import ALONE
     from finpercep.sr.loading import load_policy
+    from finpercep.training.provenance import Session
     from finpercep.weighted_reward import WeightedSource
 
     hush_progress()
+    world = world or ALONE
     name, settings = chosen
     policy = load_policy(name, device=device, settings=settings)
     described = {
@@ -206,18 +265,41 @@ def run_finetuning(
     }
     if isinstance(source, WeightedSource):
         images = partial(typical_images, policy, pairs, config)
-        keep_scales(source, out / "reward_scales.json", lambda: source.measure(images(), config.reward))
+        keep = partial(keep_scales, source, out / "reward_scales.json", lambda: source.measure(images(), config.reward))
+        world.from_main(keep)
+        keep()
     last = None
-    with progress_bar() as bar:
-        task = bar.add_task("finetune", total=config.steps, figures="")
-        run = RunDirectory(out)
-        steps = finetune_steps(policy, source, pairs, features.extractor, config, run, described=described, held_out=held_out)
-        for metrics in steps:
-            rung = metrics.rung if metrics.next_rung is None else f"{metrics.rung}→{metrics.next_rung}"
-            bar.update(task, completed=metrics.step, figures=f"{rung} reward {metrics.reward:.4f}")
+    with ExitStack() as stack:
+        view = stack.enter_context(RunView(f"finetune {out}", config.steps)) if world.rank == 0 else None
+        logbook = stack.enter_context(curves_of(out)) if world.rank == 0 else None
+        run = RunDirectory(out, logbook=logbook, session=Session.now(sys.argv[1:], str(device), world.size))
+        for metrics in finetune_steps(
+            policy,
+            source,
+            pairs,
+            features.extractor,
+            config,
+            run,
+            described=described,
+            held_out=held_out,
+            refresher=refresher,
+            world=world,
+        ):
+            if view is not None:
+                view.add(metrics)
             last = flat(metrics)
-        bar.update(task, completed=config.steps)
     return last
+
+
+def curves_of(out: Path) -> AbstractContextManager[Logbook | None]:
+    """The run's curves for TensorBoard; without tensorboard one line says that there will be none."""
+    from finpercep.curriculum.logbook import Logbook
+
+    try:
+        return Logbook(out)
+    except MissingExtraError as error:
+        warn(f"{error}; the run goes on without curves for TensorBoard")
+        return nullcontext()
 
 
 def typical_images(policy: SRPolicy, pairs: PhotoPairs, config: FinetuneConfig) -> torch.Tensor:

@@ -6,16 +6,22 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
+from finpercep.cli.refresh import RefreshConfig
 from finpercep.cli.settings_file import merge_settings, read_settings, set_flags, validated
 from finpercep.curriculum.loop import FinetuneConfig
 from finpercep.errors import ConfigError
 from finpercep.rl.algorithms import ALGORITHMS, algorithm_class
 from finpercep.sr.settings import PolicySettings
 
-POLICY_TABLE = "policy_settings"
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+POLICY_TABLE, REFRESH_TABLE = "policy_settings", "refresh"
 """Of a settings file, and of a run's own ``config.toml``."""
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def finetune_config(
@@ -34,7 +40,7 @@ def finetune_config(
         ConfigError: the file cannot be read, or a setting is unknown or out of range; names it.
     """
     given = read_settings(file, "fine-tuning") if file else {}
-    given = given.get("finetune", {key: value for key, value in given.items() if key != POLICY_TABLE})
+    given = given.get("finetune", {key: value for key, value in given.items() if key not in (POLICY_TABLE, REFRESH_TABLE)})
     name = algorithm or given.get("algorithm", FinetuneConfig().algorithm.name)
     kind = algorithm_class(name)
     general = dataclasses.asdict(FinetuneConfig())
@@ -48,14 +54,25 @@ def finetune_config(
 
 
 def policy_settings(file: Path | None, settings: Sequence[str]) -> PolicySettings:
-    """What is decided about the policy: the file's table ``[policy_settings]``, and ``KEY=VALUE`` over it.
+    """What is decided about the policy: the file's table ``[policy_settings]``, and ``KEY=VALUE`` over it. Raises as `_table`."""
+    return _table(PolicySettings, POLICY_TABLE, file, dict(map(_setting, settings)), "--policy-set")
+
+
+def refresh_config(file: Path | None, samples: int | None, settings: Sequence[str]) -> RefreshConfig:
+    """How rungs are refreshed: the file's table ``[refresh]``, ``KEY=VALUE`` and ``samples`` over it. Raises as `_table`."""
+    flags = {} if samples is None else {"samples": samples}
+    return _table(RefreshConfig, REFRESH_TABLE, file, {**dict(map(_setting, settings)), **flags}, "--refresh-set")
+
+
+def _table(kind: type[T], name: str, file: Path | None, flags: dict[str, Any], option: str) -> T:
+    """Settings of a table of their own: the defaults, the file's over them, ``flags`` over these.
 
     Raises:
-        ConfigError: an unknown setting, or a value of the wrong type.
+        ConfigError: an unknown setting, or a value of the wrong type or out of range.
     """
-    given = read_settings(file, "fine-tuning").get(POLICY_TABLE, {}) if file else {}
-    tree = merge_settings(dataclasses.asdict(PolicySettings()), given, str(file))
-    return validated(PolicySettings, merge_settings(tree, dict(map(_setting, settings)), "--policy-set"))
+    given = read_settings(file, "fine-tuning").get(name, {}) if file else {}
+    tree = merge_settings(dataclasses.asdict(kind()), given, str(file))
+    return validated(kind, merge_settings(tree, flags, option))
 
 
 def _chosen(given: Mapping[str, Any], name: str) -> dict[str, Any]:

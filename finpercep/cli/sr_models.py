@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from data_synth.shards import NetworkFactory, Networks
     from data_synth.sr_models.protocol import SRModel
     from data_synth.sr_models.sources import Source
+    from finpercep.sr.policy import SRPolicy
     from finpercep.sr.tiny import TinyDiffusionSR
 
 DEFAULT_SOURCES = ("tiny", "zoo", "random")
@@ -60,6 +61,39 @@ class DiffusionSRModel:
             generators = seeded_generators([call.seed])
             images.append(variant.sample(image[None], generators, initial_noise=call.settings["noise"]).cpu())
         return torch.cat(images)
+
+
+class PolicySRModel:
+    """`data_synth.sr_models.protocol.SRModel` over a policy of any kind, sampled as it samples itself."""
+
+    family = "diffusion"
+    settings: Mapping[str, Span] = {}
+
+    def __init__(self, policy: SRPolicy, name: str, version: str) -> None:
+        self._policy, self.name, self.version = policy, name, version
+        self.scale = policy.scale
+
+    @classmethod
+    def load(cls, folder: Path, name: str, device: str = "auto") -> PolicySRModel:
+        """The policy that a run saved in ``folder``."""
+        from data_synth.device import device_mark, resolve_device
+        from finpercep.sr.loading import load_policy
+
+        policy = load_policy(str(folder), device=resolve_device(device))
+        return cls(policy, name, policy_digest(folder) + device_mark(policy.device))
+
+    def covers(self, source_id: str) -> bool:  # noqa: ARG002
+        """It serves any photo."""
+        return True
+
+    def __call__(self, lr: torch.Tensor, calls: Sequence[SRCall]) -> torch.Tensor:
+        """SR images of ``lr`` (N×3×h×w in [0, 1]), the noise of each by its call's seed."""
+        import torch
+
+        from finpercep.sr.policy import sample_images
+
+        with torch.no_grad():
+            return sample_images(self._policy, lr.to(self._policy.device), [call.seed for call in calls]).cpu()
 
 
 def diffusion_sr_models(folder: Path, name: str, device: str = "auto") -> dict[str, SRModel]:

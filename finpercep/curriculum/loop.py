@@ -10,6 +10,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,23 @@ from finpercep.curriculum.controller import Decision, Observation
 from finpercep.curriculum.metrics import StepMetrics, TimedReward, step_metrics
 from finpercep.curriculum.monitor import Verdict
 from finpercep.curriculum.optimiser import PolicyOptimiser
+from finpercep.curriculum.refresh import Record, Refresher
 from finpercep.curriculum.run_directory import RunDirectory
 from finpercep.curriculum.settings import FinetuneConfig
+from finpercep.curriculum.snapshots import Crops, Snapshots, interval, rung_label, training_crops
 from finpercep.curriculum.watch import Watch
 from finpercep.errors import ConfigError, TrainingError
 from finpercep.reward import RewardFn, RewardSource
 from finpercep.rl.algorithm import Batch, Trainee, Update
 from finpercep.rl.gram import FeatureExtractor
-from finpercep.sr.policy import DrawPair, SRPolicy, weights_of
+from finpercep.rl.scoring import gathered_rewards
+from finpercep.rl.world import ALONE, World, share_of
+from finpercep.sr.policy import DrawPair, SRPolicy, sample_images, weights_of
 
 __all__ = ["FinetuneConfig", "StepMetrics", "finetune"]
+
+TYPICAL = 8
+"""Photos over which a rung is put on the scale of the one before it."""
 
 HeldOutPairs = tuple[torch.Tensor, torch.Tensor]
 """hr (N, 3, H, W) and its LR images, float32 in [0, 1], of photos that are not trained on."""
@@ -45,6 +53,8 @@ def finetune(
     *,
     described: dict[str, Any] | None = None,
     held_out: HeldOutPairs | None = None,
+    refresher: Refresher | None = None,
+    world: World = ALONE,
 ) -> Iterator[StepMetrics]:
     """Fine-tune ``policy`` in place along the rungs of ``source``; ``run.final`` holds it at the end.
 
@@ -57,6 +67,8 @@ def finetune(
         run: where the run lives; a run already there is continued.
         described: what else belongs into ``config.toml`` (paths, digests).
         held_out: what the monitor looks at. With it ``run.best`` holds the weights that the monitor's panel liked best.
+        refresher: makes a rung anew for the policy as it is when the rung is reached, RM_0 excepted.
+        world: the processes that train together; each calls this, and the main one alone writes and looks at held-out photos.
 
     Yields:
         The metrics of every step done now.
@@ -66,39 +78,64 @@ def finetune(
         RewardError: a reward could not be had; the run can be continued.
         TrainingError: a non-finite loss, or a run directory of another run.
     """
-    reward = LadderReward(source, config.reward)
+    reward = LadderReward(source, config.reward, config.rungs)
     controller = config.controller(len(reward.rungs))
-    run.claim({"finetune": config.to_json(), "rungs": list(reward.rungs), **(described or {})})
-    at_work = _AtWork(Trainee(policy, policy.frozen_copy(), features), config, run, held_out)
-    first = 0
+    places = share_of(config.batch_size, world)
+    world.from_main(lambda: run.claim({"finetune": config.to_json(), "rungs": list(reward.rungs), **(described or {})}))
+    world.share(list(policy.parameters()))
+    at_work = _AtWork(Trainee(policy, policy.frozen_copy(), features, world), config, run, held_out)
+    first, refreshed = 0, dict[str, Record]()
     if state := run.load_state():
+        refreshed = state["refreshed"]
+        for name, record in refreshed.items():
+            if refresher is None:
+                raise ConfigError(f"{name} was refreshed in this run; continue it with --refresh")
+            refresher.adopt(name, record)
+            reward.renew(reward.rungs.index(name))
         controller.load_state_dict(state["controller"])
+        reward.load_state_dict(state["ladder"])
         at_work.load_state_dict(state)
         first = int(state["step"])
+    world.from_main(lambda: run.forget_after(first))
+    pictures = _pictures(at_work, draw_pair, held_out) if world.rank == 0 else None
+    if pictures is not None:
+        pictures.forget(first)
     for step in range(first, config.steps):
         if at_work.stopped:
             break
         started = time.perf_counter()
         blend = controller.blend(step)
+        while (rung := reward.unreached(blend)) is not None:
+            if refresher is not None and rung:
+                refreshed[reward.rungs[rung]] = _refresh(refresher, reward, rung, at_work)
+            typical = (
+                _draw_batch(draw_pair, (config.seed, step, 2), range(TYPICAL), policy.device) if config.match_scales else None
+            )
+            reward.reach(rung, None if typical is None else at_work.typical_images(typical))
         in_force = reward.at(blend)
         timed = TimedReward(in_force)
         rng = np.random.default_rng((config.seed, step))
-        update = at_work.update(step, _draw_batch(draw_pair, config.batch_size, rng, policy.device), timed, rng)
+        batch = _draw_batch(draw_pair, (config.seed, step, 1), places, policy.device, config.batch_size)
+        update = at_work.update(step, batch, timed, rng)
         waited = timed.seconds if update.waited is None else update.waited
         lr, norm = at_work.optimiser.lr, at_work.optimiser.take_grad_norm()
         metrics = step_metrics(step, reward.rungs, blend, update, lr, norm, time.perf_counter() - started, waited)
         verdict = at_work.look(step + 1, in_force)
+        if pictures is not None:
+            at_work.picture(pictures, step + 1, rung_label(metrics.rung, metrics.next_rung, metrics.blend), in_force, verdict)
         alarm = verdict.reason if verdict is not None and verdict.hacked and config.monitor.on_alarm == "fallback" else None
         seen = Observation(metrics.reward, metrics.reward_std, metrics.grad_norm)
         if decision := controller.observe(step, seen, alarm=alarm):
             at_work.obey(decision)
         metrics = dataclasses.replace(metrics, verdict=_plain(verdict), decision=_plain(decision))
-        run.append_metrics(dataclasses.asdict(metrics))
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps or at_work.stopped:
-            run.save_state({"step": step + 1, "controller": controller.state_dict(), **at_work.state_dict()})
+        if world.rank == 0:
+            run.append_metrics(dataclasses.asdict(metrics))
+        if world.rank == 0 and ((step + 1) % config.save_every == 0 or step + 1 == config.steps or at_work.stopped):
+            curriculum = {"controller": controller.state_dict(), "ladder": reward.state_dict(), "refreshed": refreshed}
+            run.save_state({"step": step + 1, **curriculum, **at_work.state_dict()})
         yield metrics
     if first < config.steps or not (run.final / "policy.json").exists():
-        at_work.deliver()
+        world.from_main(at_work.deliver)
 
 
 class _AtWork:
@@ -106,41 +143,67 @@ class _AtWork:
 
     def __init__(self, trainee: Trainee, config: FinetuneConfig, run: RunDirectory, held_out: HeldOutPairs | None) -> None:
         self.policy, self.config, self.run, self.stopped = trainee.policy, config, run, False
-        self._trainee = trainee
+        self._trainee, self.reference, self.world = trainee, trainee.reference, trainee.world
         self.watch: Watch | None = None
         if config.monitor.every:
             if held_out is None:
                 raise ConfigError("the monitor looks at held-out photos, and there are none")
             self.watch = Watch(*held_out, self._trainee.reference, config.monitor)
-            if not run.has_best():
+            if self.world.rank == 0 and not run.has_best():
                 run.save_best(self.policy.state_dict())
         self._begin(config.lr)
 
     def _begin(self, lr: float) -> None:
         """Algorithm and optimiser as at the start of a run."""
         self.algorithm = self.config.algorithm.build(self._trainee)
-        self.optimiser = PolicyOptimiser(self.policy, lr=lr, max_grad_norm=self.config.max_grad_norm, ema=self.config.ema)
+        self.optimiser = PolicyOptimiser(
+            self.policy, lr=lr, max_grad_norm=self.config.max_grad_norm, ema=self.config.ema, world=self.world
+        )
 
     def update(self, step: int, batch: Batch, reward: TimedReward, rng: np.random.Generator) -> Update:
-        """One update of the algorithm; an error names the step."""
+        """One update of the algorithm, told for the whole batch; an error names the step."""
         try:
-            return self.algorithm.update(batch, reward, rng, self.optimiser)
+            update = self.algorithm.update(batch, reward, rng, self.optimiser)
         except TrainingError as error:
             raise TrainingError(f"step {step + 1}: {error}") from error
+        losses, figures = (
+            {name: self.world.mean(value) for name, value in own.items()} for own in (update.losses, update.figures)
+        )
+        return dataclasses.replace(update, rewards=gathered_rewards(update.rewards, self.world), losses=losses, figures=figures)
+
+    @torch.no_grad()
+    def typical_images(self, batch: Batch) -> torch.Tensor:
+        """What a reward is asked about: clean photos, and what the policy makes of their LR images now."""
+        return torch.cat([batch.hr, sample_images(self.policy, batch.lr, range(len(batch.lr)))])
 
     def look(self, steps_done: int, reward: RewardFn) -> Verdict | None:
         """The monitor's verdict, when one is due; the best weights are kept, and on an alarm taken back, if so configured."""
         if self.watch is None or not self.watch.due(steps_done):
             return None
-        with self._delivered():
-            verdict = self.watch.look(self.policy, reward)
-            if self.watch.is_best(verdict):
-                self.run.save_best(self.policy.state_dict())
+        verdict = self.world.from_main(partial(self._look, self.watch, reward))
         if verdict.hacked and self.config.monitor.on_alarm != "warn":
             self.policy.load_state_dict(self.run.load_best())
             self._begin(self.optimiser.lr)
             self.stopped = self.config.monitor.on_alarm == "stop"
         return verdict
+
+    def _look(self, watch: Watch, reward: RewardFn) -> Verdict:
+        with self._delivered():
+            verdict = watch.look(self.policy, reward)
+            if watch.is_best(verdict):
+                self.run.save_best(self.policy.state_dict())
+        return verdict
+
+    def picture(self, pictures: Snapshots, steps_done: int, rung: str, reward: RewardFn, verdict: Verdict | None) -> None:
+        """Take the pictures that are due after a step and its look: of an alarm, and of the policy as it goes on."""
+        undone = verdict is not None and verdict.hacked and self.config.monitor.on_alarm != "warn"
+        if undone and self.watch is not None:
+            pictures.take(steps_done, rung, reward, self.watch.latest, alarm=True)
+        if pictures.due(steps_done) or self.stopped or steps_done == self.config.steps:
+            with self._delivered():
+                seen = self.watch is not None and verdict is not None and not undone
+                now = self.watch.latest if self.watch is not None and seen else pictures.look(self.policy)
+            pictures.take(steps_done, rung, reward, now)
 
     def obey(self, decision: Decision) -> None:
         """The learning rate that a decision sets."""
@@ -179,9 +242,32 @@ class _AtWork:
         self.stopped = bool(state["stopped"])
 
 
-def _draw_batch(draw_pair: DrawPair, size: int, rng: np.random.Generator, device: torch.device) -> Batch:
-    hr, lr = (torch.stack(side).to(device) for side in zip(*(draw_pair(rng) for _ in range(size)), strict=True))
-    return Batch(hr, lr)
+def _refresh(refresher: Refresher, reward: LadderReward, rung: int, at_work: _AtWork) -> Record:
+    """The main process makes the rung anew, all serve it."""
+    name = reward.rungs[rung]
+    record = at_work.world.from_main(lambda: refresher.make(name, at_work.policy))
+    refresher.adopt(name, record)
+    reward.renew(rung)
+    return record
+
+
+def _pictures(at_work: _AtWork, draw_pair: DrawPair, held_out: HeldOutPairs | None) -> Snapshots | None:
+    """What takes a run's pictures: of the held-out photos, or of training photos where none are held out."""
+    config, watch, run = at_work.config, at_work.watch, at_work.run
+    every = interval(config.snapshot_every, config.steps, config.monitor.every)
+    if not every:
+        return None
+    crops = training_crops(draw_pair, config.seed) if held_out is None else Crops(*held_out, held_out=True)
+    return Snapshots(run.folder, crops, at_work.reference, every, None if watch is None else watch.start, run.logbook)
+
+
+def _draw_batch(
+    draw_pair: DrawPair, key: tuple[int, ...], places: range, device: torch.device, total: int | None = None
+) -> Batch:
+    """The photos at ``places`` of the batch of ``key``; each is drawn by a generator of its own."""
+    pairs = [draw_pair(np.random.default_rng((*key, place))) for place in places]
+    hr, lr = (torch.stack(side).to(device) for side in zip(*pairs, strict=True))
+    return Batch(hr, lr, places.start, total)
 
 
 def _plain(found: Verdict | Decision | None) -> dict[str, Any] | None:

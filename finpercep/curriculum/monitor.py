@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from scipy import stats
@@ -40,6 +40,8 @@ class Verdict:
         high: upper end.
         reward_change: mean change of the held-out reward by the same rung.
         hacked: reward up while the panel is down beyond its interval.
+        panel: metric → its mean over the images now.
+        panel_at_start: the same at the start.
     """
 
     change: float
@@ -47,6 +49,8 @@ class Verdict:
     high: float
     reward_change: float
     hacked: bool
+    panel: Mapping[str, float] = field(default_factory=dict)
+    panel_at_start: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def reason(self) -> str:
@@ -79,4 +83,9 @@ def judge(start: HeldOut, now: HeldOut, higher_better: Mapping[str, bool], confi
     mean, error = float(change.mean()), float(change.std()) / math.sqrt(count)
     reach = error * float(stats.t.ppf((1 + confidence) / 2, count - 1))
     reward_change = float((now.reward - start.reward).mean())
-    return Verdict(mean, mean - reach, mean + reach, reward_change, hacked=reward_change > 0 and mean + reach < 0)
+    hacked = reward_change > 0 and mean + reach < 0
+    return Verdict(mean, mean - reach, mean + reach, reward_change, hacked, _means(now.panel), _means(start.panel))
+
+
+def _means(panel: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    return {name: float(values.mean()) for name, values in panel.items()}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from finpercep.errors import TrainingError
+from finpercep.rl.world import ALONE, World
 from finpercep.sr.policy import SRPolicy
 
 
@@ -19,10 +20,11 @@ class PolicyOptimiser:
         lr: AdamW's learning rate.
         max_grad_norm: gradients are clipped to this norm.
         ema: decay of the average of the weights over all steps, in [0, 1); 0 keeps none.
+        world: the processes whose gradients are averaged.
     """
 
-    def __init__(self, policy: SRPolicy, *, lr: float, max_grad_norm: float, ema: float) -> None:
-        self.parameters = list(policy.parameters())
+    def __init__(self, policy: SRPolicy, *, lr: float, max_grad_norm: float, ema: float, world: World = ALONE) -> None:
+        self.parameters, self.world = list(policy.parameters()), world
         self.lr, self.max_grad_norm, self.decay = lr, max_grad_norm, ema
         self.adamw = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=0.0)
         self.average = [parameter.detach().clone() for parameter in self.parameters] if ema else None
@@ -37,6 +39,7 @@ class PolicyOptimiser:
 
     def step(self) -> None:
         """See `Optimise`; the norm before clipping is appended to ``grad_norms``."""
+        self.world.average_gradients(self.parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
         if not math.isfinite(norm):
             raise TrainingError(f"the gradient's norm is {norm}; lower the learning rate (now {self.lr})")

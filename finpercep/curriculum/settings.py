@@ -22,14 +22,18 @@ class FinetuneConfig:
     Attributes:
         algorithm: settings of one of `finpercep.rl.algorithms.ALGORITHMS`.
         steps: optimiser steps in all.
+        rungs: the reward's rungs to use, in this order; None for all.
         rung_steps: steps on each rung, RM_0 first; None divides ``steps`` evenly.
         blend_share: share of a rung over which the next one is blended in, in [0, 1).
+        match_scales: put each rung on the reward scale of the one before it where it is first used.
         batch_size: photos a step.
         crop: side of the HR crop in px.
         lr: AdamW's learning rate. A higher one, or a higher weight of the reward, is hacked sooner.
         max_grad_norm: gradients are clipped to this norm.
         ema: decay of the average of the weights that ``final`` holds, in [0, 1); 0 keeps the last weights themselves.
         save_every: steps between checkpoints.
+        snapshot_every: steps between pictures of a few fixed crops in ``images``; None for as often as the monitor looks, or a
+            tenth of the run; 0 for none.
         seed: decides batches and noise.
         reward: weights of R_k.
         curriculum: ``fixed`` keeps to ``rung_steps``; ``adaptive`` decides by itself when to change rung.
@@ -39,14 +43,17 @@ class FinetuneConfig:
 
     algorithm: AlgorithmConfig = field(default_factory=ReflConfig)
     steps: int = 300
+    rungs: tuple[str, ...] | None = None
     rung_steps: tuple[int, ...] | None = None
     blend_share: float = 0.25
+    match_scales: bool = True
     batch_size: int = 4
     crop: int = 128
     lr: float = 1e-5
     max_grad_norm: float = 1.0
     ema: float = 0.0
     save_every: int = 25
+    snapshot_every: int | None = None
     seed: int = 0
     reward: RewardWeights = field(default_factory=RewardWeights)
     curriculum: Literal["fixed", "adaptive"] = "fixed"
@@ -57,6 +64,8 @@ class FinetuneConfig:
         for name in ("steps", "batch_size", "crop", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.snapshot_every is not None and self.snapshot_every < 0:
+            raise ConfigError(f"snapshot_every must be >= 0, got {self.snapshot_every}")
         if self.crop % 8:
             raise ConfigError(f"crop must be a multiple of 8, got {self.crop}")
         if self.curriculum not in ("fixed", "adaptive"):

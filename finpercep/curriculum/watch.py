@@ -45,8 +45,27 @@ class MonitorConfig:
             raise ConfigError(f"monitor on_alarm must be warn, fallback or stop, got {self.on_alarm!r}")
 
 
+@dataclass(frozen=True)
+class Look:
+    """What the policy made of some LR images: SR images (N, 3, H, W) on the CPU, and metric → float64 (N,) of them."""
+
+    images: torch.Tensor
+    panel: dict[str, torch.Tensor]
+
+
+def look_at(policy: SRPolicy, hr: torch.Tensor, lr: torch.Tensor, *, panel: bool = True) -> Look:
+    """Look at what a policy makes of ``lr`` (N, 3, h, w), ground truth ``hr``; without ``panel`` by the tripwires alone."""
+    images, truth = sample_images(policy, lr.to(policy.device), range(len(lr))).cpu(), hr.cpu()
+    wires = {name: wire(images, truth) for name, wire in TRIPWIRES.items()}
+    return Look(images, {**panel_scores(images, truth).values, **wires} if panel else wires)
+
+
 class Watch:
     """Looks at the held-out images now and then.
+
+    Attributes:
+        start: what the policy made of them at the start.
+        latest: what it made of them at the last look.
 
     Args:
         hr: ground truth (N, 3, H, W) in [0, 1].
@@ -57,8 +76,7 @@ class Watch:
 
     def __init__(self, hr: torch.Tensor, lr: torch.Tensor, reference: SRPolicy, config: MonitorConfig) -> None:
         self.hr, self.lr, self.config = hr.cpu(), lr, config
-        self._start_images = self._images(reference)
-        self._start_panel = self._panel(self._start_images)
+        self.start = self.latest = look_at(reference, self.hr, lr)
         self.best_change = 0.0
 
     def due(self, steps_done: int) -> bool:
@@ -68,9 +86,8 @@ class Watch:
     @torch.no_grad()
     def look(self, policy: SRPolicy, reward: RewardFn) -> Verdict:
         """The verdict on the policy as it is; both sides are scored by the reward in force."""
-        images = self._images(policy)
-        now = HeldOut(self._panel(images), self._reward(reward, images))
-        start = HeldOut(self._start_panel, self._reward(reward, self._start_images))
+        self.latest = look_at(policy, self.hr, self.lr)
+        start, now = (HeldOut(look.panel, self._reward(reward, look.images)) for look in (self.start, self.latest))
         return judge(start, now, HIGHER_BETTER, self.config.confidence)
 
     def is_best(self, verdict: Verdict) -> bool:
@@ -86,13 +103,6 @@ class Watch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self.best_change = float(state["best_change"])
-
-    def _images(self, policy: SRPolicy) -> torch.Tensor:
-        return sample_images(policy, self.lr, range(len(self.lr))).cpu()
-
-    def _panel(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        wires = {name: wire(images, self.hr) for name, wire in TRIPWIRES.items()}
-        return {**panel_scores(images, self.hr).values, **wires}
 
     @staticmethod
     def _reward(reward: RewardFn, images: torch.Tensor) -> torch.Tensor:

@@ -14,28 +14,49 @@ import torch
 
 from finpercep.reward import RewardFn, Rewards
 from finpercep.rl.gram import FeatureExtractor
+from finpercep.rl.world import ALONE, World
 from finpercep.sr.policy import SRPolicy
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Photos: hr (N, 3, H, W) and its LR images (N, 3, h, w), float32 RGB in [0, 1], on the policy's device."""
+    """Photos on the policy's device; of several processes, this one's share of the batch.
+
+    Attributes:
+        hr: (N, 3, H, W) float32 RGB in [0, 1].
+        lr: its LR images (N, 3, h, w).
+        first: place of the first of them in the whole batch.
+        total: photos of the whole batch; None for these alone.
+    """
 
     hr: torch.Tensor
     lr: torch.Tensor
+    first: int = 0
+    total: int | None = None
+
+    def seeds(self, rng: np.random.Generator, *shape: int) -> list[Any]:
+        """A seed for each of these photos, or an array of ``shape``; drawn for the whole batch, whoever has the rest of it."""
+        count = len(self.lr)
+        drawn = rng.integers(2**31, size=(self.total or count, *shape))
+        found: list[Any] = drawn[self.first : self.first + count].tolist()
+        return found
 
 
 @dataclass(frozen=True)
 class Trainee:
-    """The trained policy, its frozen reference, and the frozen extractor of the Gram term."""
+    """The trained policy, its frozen reference, the frozen extractor of the Gram term, and the processes that train together."""
 
     policy: SRPolicy
     reference: SRPolicy
     features: FeatureExtractor
+    world: World = ALONE
 
 
 class Optimise(Protocol):
-    """How an algorithm changes weights: gradients add up until a step is taken."""
+    """How an algorithm changes weights: gradients add up until a step is taken, and are then averaged over the processes.
+
+    A loss is therefore a mean over this process's share of the batch, and every process takes every step.
+    """
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of a scalar loss. Raises `TrainingError` when it is not finite."""

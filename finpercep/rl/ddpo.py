@@ -6,6 +6,7 @@ its rewards come from K samples of it drawn now, not from a history of its promp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -16,7 +17,7 @@ from finpercep.rl.advantages import Advantages, group_advantages
 from finpercep.rl.algorithm import Trainee
 from finpercep.rl.clipped_ratio import clipped_share, clipped_surrogate
 from finpercep.rl.groups import Rollout
-from finpercep.rl.policy_gradient import Judged, Piece, PolicyGradient, PolicyGradientConfig, StepLoss, pieces_of
+from finpercep.rl.policy_gradient import Judged, Piece, PolicyGradient, PolicyGradientConfig, StepLoss, own_advantages, pieces_of
 from finpercep.sr.transition import NoiseForm
 
 
@@ -67,10 +68,10 @@ class Ddpo(PolicyGradient):
         super().__init__(trainee, config)
         self.config = config
 
-    def judge(self, rollout: Rollout) -> Judged:
+    def judge(self, rollout: Rollout, seeds: Sequence[int]) -> Judged:
         """See `PolicyGradient`."""
-        found = self._advantages(rollout.rewards)
-        return Judged(pieces_of(rollout.groups, found.values, found.kept, self.config.parts()), found.dropped())
+        found = own_advantages(rollout, self.world, self._advantages)
+        return Judged(pieces_of(rollout.groups, found.values, found.kept, self.config.parts(), seeds), found.dropped())
 
     def _advantages(self, rewards: torch.Tensor) -> Advantages:
         """Of (G, K) rewards; with a baseline of the batch, groups without a reward are left out of it."""

@@ -92,38 +92,38 @@ class Dpo(Stateless):
     """`Algorithm`: online Diffusion-DPO."""
 
     def __init__(self, trainee: Trainee, config: DpoConfig) -> None:
-        self.config = config
+        self.config, self.world = config, trainee.world
         self.policy, self.reference = config.sampled(trainee.policy), trainee.reference
 
     def update(self, batch: Batch, reward: RewardFn, rng: np.random.Generator, optimise: Optimise) -> Update:
         """``steps`` optimiser steps on the pairs of one rollout; none where no photo's samples differ in reward."""
         rollout = sample_groups(self.policy, batch, reward, rng, self.config)
-        rewards = rollout.finite_rewards()
+        rewards = rollout.finite_rewards(self.world)
         found = group_advantages(rollout.rewards)
         pairs = _pairs(batch, rollout, found.kept)
+        total = self.world.mean(len(pairs))
         tally, weight = Tally(), self.config.pretraining_weight
         for _ in range(self.config.steps):
-            if len(pairs):
-                self._accumulate(pairs, rng, optimise, tally)
+            seeds = np.asarray(batch.seeds(rng, self.config.draws))[found.kept.cpu().numpy()]
+            self._accumulate(pairs, total, seeds, optimise, tally)
             pretraining = add_pretraining(self.policy, batch, weight, rng, optimise, self.config.micro_batch)
             tally.add(1.0, pretraining=pretraining)
-            if len(pairs) or weight:
+            if total or weight:
                 optimise.step()
         figures = {**found.dropped(), "margin": tally.mean("margin"), "agreement": tally.mean("agreement")}
         return Update(rewards, {name: tally.mean(name) for name in ("preference", "pretraining")}, figures, rollout.waited)
 
-    def _accumulate(self, pairs: Pairs, rng: np.random.Generator, optimise: Optimise, tally: Tally) -> None:
-        """Add the gradient of the mean loss over pairs and draws."""
-        size = self.config.micro_batch or len(pairs)
-        for _ in range(self.config.draws):
-            seeds = rng.integers(2**31, size=len(pairs)).tolist()
+    def _accumulate(self, pairs: Pairs, total: float, drawn: np.ndarray, optimise: Optimise, tally: Tally) -> None:
+        """Add the gradient of the pairs' losses over ``total``; each is a mean over draws, with seeds ``drawn`` (n, draws)."""
+        size = self.config.micro_batch or max(1, len(pairs))
+        for seeds in drawn.T.tolist():
             for start in range(0, len(pairs), size):
                 part = slice(start, start + size)
                 with torch.no_grad():
                     reference = pair_errors(self.reference, pairs[part], seeds[part])
                 policy = pair_errors(self.policy, pairs[part], seeds[part])
                 loss = dpo_objective(policy, reference, self.config.beta)
-                share = len(pairs[part]) / len(pairs) / self.config.draws
+                share = len(pairs[part]) / total / self.config.draws
                 optimise.backward(share * loss)
                 margin = dpo_margin(policy, reference).detach()
                 agreement = (margin < 0).float().mean().item()

@@ -86,17 +86,17 @@ class Draft(Stateless):
     """`Algorithm`: DRaFT-K, or AlignProp."""
 
     def __init__(self, trainee: Trainee, config: DraftConfig) -> None:
-        self.policy, self.config = trainee.policy, config
+        self.policy, self.config, self.world = trainee.policy, config, trainee.world
 
     def update(self, batch: Batch, reward: RewardFn, rng: np.random.Generator, optimise: Optimise) -> Update:
         """One optimiser step."""
         config, count = self.config, len(batch.lr)
         cut = config.cut(self.policy.num_steps, rng)
-        seeds = rng.integers(2**31, size=count).tolist()
+        seeds = batch.seeds(rng)
         size, scored, total = config.micro_batch or count, [], 0.0
         for start in range(0, count, size):
             part = slice(start, start + size)
-            rewards = finite_rewards(reward(self.images(batch.lr[part], cut, seeds[part])))
+            rewards = finite_rewards(reward(self.images(batch.lr[part], cut, seeds[part])), self.world)
             loss = config.reward_weight * len(rewards.reward) / count * draft_objective(rewards.reward)
             optimise.backward(loss)
             scored.append(rewards)

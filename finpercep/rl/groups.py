@@ -15,6 +15,7 @@ from finpercep.rl import ranges
 from finpercep.rl.algorithm import Batch
 from finpercep.rl.rollout import Trajectory, sample_trajectory, stochastic_indices
 from finpercep.rl.scoring import Scored, Scorer, finite_rewards, joined_rewards
+from finpercep.rl.world import World
 from finpercep.sr.policy import SRPolicy, seeded_generators
 from finpercep.sr.transition import NoiseForm, Sampler
 
@@ -114,15 +115,15 @@ class Rollout:
         """Float32 (N, K); what has no reward is NaN."""
         return torch.stack([group.scored.rewards.reward for group in self.groups])
 
-    def finite_rewards(self) -> Rewards:
+    def finite_rewards(self, world: World) -> Rewards:
         """Those of all images that have one.
 
         Raises:
-            RewardError: no photo has one for each of its samples, so that there is nothing to compare.
+            RewardError: no photo of any process has one for each of its samples, so that there is nothing to compare.
         """
-        if not self.rewards.isfinite().all(dim=1).any():
+        if not world.mean(float(self.rewards.isfinite().all(dim=1).any())):
             raise RewardError(f"each of the {len(self.groups)} photos has a sample without a finite reward")
-        return finite_rewards(joined_rewards([group.scored.rewards for group in self.groups]))
+        return finite_rewards(joined_rewards([group.scored.rewards for group in self.groups]), world)
 
 
 def sample_groups(
@@ -136,7 +137,7 @@ def sample_groups(
     maps: bool = False,
 ) -> Rollout:
     """K samples of every photo, scored; ``stored`` names the steps that are kept. All noise is decided by ``rng`` at once."""
-    start_seeds, step_seeds = rng.integers(2**31, size=(2, len(batch.lr), config.group_size)).tolist()
+    start_seeds, step_seeds = (batch.seeds(rng, config.group_size) for _ in range(2))
     waiting: list[tuple[list[Trajectory], Callable[[], Scored]]] = []
     with Scorer(reward, maps=maps, overlap=config.overlap) as scorer:
         for photo, lr in enumerate(batch.lr):

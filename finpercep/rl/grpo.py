@@ -8,7 +8,9 @@ how the place it became did, by the reward's degradation map. Derivation and con
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -19,7 +21,7 @@ from finpercep.rl.algorithm import Trainee
 from finpercep.rl.clipped_ratio import clipped_share, clipped_surrogate
 from finpercep.rl.credit import map_advantages
 from finpercep.rl.groups import Rollout
-from finpercep.rl.policy_gradient import Judged, Piece, PolicyGradient, PolicyGradientConfig, StepLoss, pieces_of
+from finpercep.rl.policy_gradient import Judged, Piece, PolicyGradient, PolicyGradientConfig, StepLoss, own_advantages, pieces_of
 
 Credit = Literal["global", "map"]
 
@@ -91,13 +93,14 @@ class Grpo(PolicyGradient):
         self.config = config
         self.wants_maps = config.credit == "map"
 
-    def judge(self, rollout: Rollout) -> Judged:
+    def judge(self, rollout: Rollout, seeds: Sequence[int]) -> Judged:
         """See `PolicyGradient`."""
-        found = group_advantages(rollout.rewards, spread=self.config.spread, clip=self.config.advantage_clip)
+        advantages = partial(group_advantages, spread=self.config.spread, clip=self.config.advantage_clip)
+        found = own_advantages(rollout, self.world, advantages)
         values = found.values
         if rollout.groups[0].scored.maps is not None:
             values = values[..., None, None] + self.config.map_weight * self._map_advantages(rollout, found.kept)
-        pieces = pieces_of(rollout.groups, values, found.kept, self.config.parts())
+        pieces = pieces_of(rollout.groups, values, found.kept, self.config.parts(), seeds)
         return Judged(pieces, found.dropped())
 
     def _map_advantages(self, rollout: Rollout, kept: torch.Tensor) -> torch.Tensor:

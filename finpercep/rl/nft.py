@@ -10,6 +10,7 @@ out), so the same mixtures hold for x̂0, and a difference of velocities is that
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from finpercep.rl import ranges
 from finpercep.rl.advantages import Spread, group_advantages
 from finpercep.rl.algorithm import Batch, Optimise, Trainee, Update
 from finpercep.rl.groups import GroupConfig, sample_groups
-from finpercep.rl.policy_gradient import Piece, pieces_of
+from finpercep.rl.policy_gradient import Piece, own_advantages, pieces_of
 from finpercep.rl.supervision import add_pretraining
 from finpercep.rl.tally import Tally
 from finpercep.sr.policy import seeded_generators, weights_of
@@ -105,7 +106,7 @@ class Nft:
     """`Algorithm`: DiffusionNFT. Remembers the old policy's weights and the number of updates."""
 
     def __init__(self, trainee: Trainee, config: NftConfig) -> None:
-        self.config = config
+        self.config, self.world = config, trainee.world
         self.policy, self.reference = config.sampled(trainee.policy), config.sampled(trainee.reference)
         self.old = [parameter.detach().clone() for parameter in self.policy.parameters()]
         self.updates = 0
@@ -115,25 +116,26 @@ class Nft:
         config = self.config
         with weights_of(self.policy, self.old):
             rollout = sample_groups(self.policy, batch, reward, rng, config)
-        rewards = rollout.finite_rewards()
-        found = group_advantages(rollout.rewards, spread=config.spread, clip=config.advantage_clip)
+        rewards = rollout.finite_rewards(self.world)
+        advantages = partial(group_advantages, spread=config.spread, clip=config.advantage_clip)
+        found = own_advantages(rollout, self.world, advantages)
         good = optimality(found.values, config.advantage_clip)
-        pieces = pieces_of(rollout.groups, good, found.kept, config.parts())
-        tally = Tally()
+        pieces = pieces_of(rollout.groups, good, found.kept, config.parts(), batch.seeds(rng))
+        total, tally = self.world.mean(sum(len(piece.trajectory) for piece in pieces)), Tally()
         for piece in pieces:
-            self._accumulate(piece, len(piece.trajectory) / sum(len(p.trajectory) for p in pieces), rng, optimise, tally)
+            self._accumulate(piece, len(piece.trajectory) / total, optimise, tally)
         pretraining = add_pretraining(self.policy, batch, config.pretraining_weight, rng, optimise, config.micro_batch)
-        if pieces or config.pretraining_weight:
+        if total or config.pretraining_weight:
             optimise.step()
         self._move_old()
         losses = {"policy": tally.mean("policy"), "reference": tally.mean("reference"), "pretraining": pretraining}
         return Update(rewards, losses, found.dropped(), rollout.waited)
 
-    def _accumulate(self, piece: Piece, share: float, rng: np.random.Generator, optimise: Optimise, tally: Tally) -> None:
+    def _accumulate(self, piece: Piece, share: float, optimise: Optimise, tally: Tally) -> None:
         """Add ``share`` of the gradient of the mean loss over the drawn levels."""
         count = max(1, round(self.config.train_share * self.policy.num_steps))
-        for index in sorted(rng.choice(self.policy.num_steps, size=count, replace=False).tolist()):
-            seeds = rng.integers(2**31, size=len(piece.trajectory)).tolist()
+        for index in sorted(piece.rng.choice(self.policy.num_steps, size=count, replace=False).tolist()):
+            seeds = piece.rng.integers(2**31, size=len(piece.trajectory)).tolist()
             fitted, held = self._losses(piece, index, seeds)
             optimise.backward(share / count * (fitted + held))
             tally.add(share / count, policy=fitted.item(), reference=held.item())

@@ -7,7 +7,7 @@ step. That asks of the policy that it be the same function both times: no dropou
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +15,13 @@ import torch
 
 from finpercep.reward import RewardFn
 from finpercep.rl import ranges
+from finpercep.rl.advantages import Advantages
 from finpercep.rl.algorithm import Batch, Optimise, Stateless, Trainee, Update
 from finpercep.rl.groups import Group, GroupConfig, Rollout, sample_groups, trained_indices
 from finpercep.rl.rollout import Trajectory
 from finpercep.rl.supervision import add_pretraining
 from finpercep.rl.tally import Tally
+from finpercep.rl.world import World
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,14 @@ class PolicyGradientConfig(GroupConfig):
 
 @dataclass(frozen=True)
 class Piece:
-    """A micro-batch of n samples with its advantages, (n,), or (n, h, w) where every position has its own."""
+    """A micro-batch of n samples with its advantages, (n,), or (n, h, w) where every position has its own; and what draws for it.
+
+    Its own generator makes what is drawn for it independent of which other pieces there are, in this process or another.
+    """
 
     trajectory: Trajectory
     advantages: torch.Tensor
+    rng: np.random.Generator
 
 
 @dataclass(frozen=True)
@@ -85,12 +91,12 @@ class PolicyGradient(Stateless, ABC):
     def __init__(self, trainee: Trainee, config: PolicyGradientConfig) -> None:
         self.policy = config.sampled(trainee.policy)
         self.reference = config.sampled(trainee.reference)
-        self.settings = config
+        self.settings, self.world = config, trainee.world
         self.indices = trained_indices(self.policy, config.name)
 
     @abstractmethod
-    def judge(self, rollout: Rollout) -> Judged:
-        """Advantages of the groups that can be learned from."""
+    def judge(self, rollout: Rollout, seeds: Sequence[int]) -> Judged:
+        """Advantages of the groups that can be learned from; ``seeds``, one a group, go to `pieces_of`."""
 
     @abstractmethod
     def step_loss(self, piece: Piece, index: int) -> StepLoss:
@@ -99,44 +105,54 @@ class PolicyGradient(Stateless, ABC):
     def update(self, batch: Batch, reward: RewardFn, rng: np.random.Generator, optimise: Optimise) -> Update:
         """``epochs`` × ``minibatches`` optimiser steps on one rollout; none where nothing can be learned from it."""
         rollout = sample_groups(self.policy, batch, reward, rng, self.settings, stored=self.indices, maps=self.wants_maps)
-        rewards = rollout.finite_rewards()
-        judged = self.judge(rollout)
+        rewards = rollout.finite_rewards(self.world)
+        judged = self.judge(rollout, batch.seeds(rng))
         tally = Tally()
         weight = self.settings.pretraining_weight
         for _ in range(self.settings.epochs):
-            for part in _minibatches(judged.pieces, self.settings.minibatches, rng):
-                self._accumulate(part, rng, optimise, tally)
+            order = np.random.default_rng(int(rng.integers(2**31)))
+            for part in _minibatches(judged.pieces, self.settings.minibatches, order):
+                total = self.world.mean(sum(len(piece.trajectory) for piece in part))
+                self._accumulate(part, total, optimise, tally)
                 tally.add(1.0, pretraining=add_pretraining(self.policy, batch, weight, rng, optimise, self.settings.micro_batch))
-                if part or weight:
+                if total or weight:
                     optimise.step()
         losses = {name: tally.mean(name) for name in ("policy", "kl", "pretraining")}
         figures = {**judged.figures, "clipped": tally.mean("clipped"), "divergence": tally.mean("divergence")}
         return Update(rewards, losses, figures, rollout.waited)
 
-    def _accumulate(self, part: Sequence[Piece], rng: np.random.Generator, optimise: Optimise, tally: Tally) -> None:
-        """Add the gradient of the mean loss over the samples and the drawn steps of ``part``."""
-        total = sum(len(piece.trajectory) for piece in part)
+    def _accumulate(self, part: Sequence[Piece], total: float, optimise: Optimise, tally: Tally) -> None:
+        """Add the gradient of the sum over the samples of ``part``, over ``total``, of the mean loss of the drawn steps."""
         count = max(1, round(self.settings.train_share * len(self.indices)))
         for piece in part:
             share = len(piece.trajectory) / total / count
-            for index in sorted(rng.choice(np.asarray(self.indices), size=count, replace=False).tolist()):
+            for index in sorted(piece.rng.choice(np.asarray(self.indices), size=count, replace=False).tolist()):
                 loss = self.step_loss(piece, index)
                 optimise.backward(share * (loss.surrogate + loss.kl))
                 terms = {"policy": loss.surrogate.item(), "kl": loss.kl.item()}
                 tally.add(share, **terms, clipped=loss.clipped, divergence=loss.divergence)
 
 
-def pieces_of(groups: Sequence[Group], advantages: torch.Tensor, kept: torch.Tensor, parts: Sequence[slice]) -> list[Piece]:
-    """The micro-batches of the groups that are ``kept`` (G,), with their share of the advantages (G, K, …)."""
+def own_advantages(rollout: Rollout, world: World, judge: Callable[[torch.Tensor], Advantages]) -> Advantages:
+    """Those of this process's groups, judged (G, K) beside the groups of all processes."""
+    found, own = judge(world.gather(rollout.rewards)), len(rollout.groups)
+    mine = slice(world.rank * own, (world.rank + 1) * own)
+    return Advantages(found.values[mine], found.finite[mine], found.kept[mine])
+
+
+def pieces_of(
+    groups: Sequence[Group], advantages: torch.Tensor, kept: torch.Tensor, parts: Sequence[slice], seeds: Sequence[int]
+) -> list[Piece]:
+    """The micro-batches of the groups that are ``kept`` (G,), with their share of advantages (G, K, …) and of ``seeds`` (G,)."""
     return [
-        Piece(trajectory, advantages[index, part])
+        Piece(trajectory, advantages[index, part], np.random.default_rng((seeds[index], number)))
         for index, group in enumerate(groups)
         if kept[index]
-        for part, trajectory in zip(parts, group.parts, strict=True)
+        for number, (part, trajectory) in enumerate(zip(parts, group.parts, strict=True))
     ]
 
 
 def _minibatches(pieces: Sequence[Piece], count: int, rng: np.random.Generator) -> list[list[Piece]]:
-    """The pieces in random order, in ``count`` parts or as many as there are pieces; one empty part when there is none."""
+    """The pieces in random order, in ``count`` parts, of which some are empty where there are fewer pieces."""
     order = rng.permutation(len(pieces))
-    return [[pieces[index] for index in part] for part in np.array_split(order, min(count, max(1, len(pieces))))]
+    return [[pieces[index] for index in part] for part in np.array_split(order, count)]

@@ -96,7 +96,7 @@ class Refl(Stateless):
         """All terms; gradients reach the policy's parameters and nothing else. ``rng`` decides m and all noise."""
         policy, reference, config = self.trainee.policy, self.trainee.reference, self.config
         index = int(rng.choice(np.asarray(config.indices(policy.num_steps))))
-        generators = seeded_generators(rng.integers(2**31, size=len(batch.hr)).tolist())
+        generators = seeded_generators(batch.seeds(rng))
         with torch.no_grad():
             condition = policy.condition(batch.lr)
             x = denoise_to(policy, index, condition, generators)

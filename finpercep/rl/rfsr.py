@@ -122,7 +122,7 @@ class Rfsr(Stateless):
     def losses(self, batch: Batch, reward: RewardFn, index: int, rng: np.random.Generator) -> tuple[RfsrLosses, Rewards]:
         """The terms at ``index``, and the rewards of what was predicted there; ``rng`` decides all noise."""
         policy, config = self.trainee.policy, self.config
-        generators = seeded_generators(rng.integers(2**31, size=len(batch.hr)).tolist())
+        generators = seeded_generators(batch.seeds(rng))
         with torch.no_grad():
             condition = policy.condition(batch.lr)
             start = index if config.loop == "denoise" else 0
@@ -141,7 +141,7 @@ class Rfsr(Stateless):
             low_frequency = config.low_frequency_weight * low_frequency_distance(image, batch.hr)
         if config.pretraining_weight:
             pretraining = config.pretraining_weight * denoising_loss(policy, batch.hr, condition, generators)
-        return RfsrLosses(low_frequency, raised, gram, pretraining), finite_rewards(rewards)
+        return RfsrLosses(low_frequency, raised, gram, pretraining), finite_rewards(rewards, self.trainee.world)
 
     def _reward_term(self, rewards: Rewards, batch: Batch, reward: RewardFn) -> torch.Tensor:
         """Over the images that have a reward."""

@@ -16,6 +16,7 @@ import torch
 
 from finpercep.errors import RewardError
 from finpercep.reward import RewardFn, Rewards, score_with_map
+from finpercep.rl.world import ALONE, World
 
 NUMBERS = ("reward", "score", "max_degradation", "mean_degradation")
 
@@ -76,14 +77,20 @@ def joined_rewards(each: Sequence[Rewards]) -> Rewards:
     return Rewards(**numbers, parts={part: torch.cat([one.parts[part] for one in each]) for part in each[0].parts})
 
 
-def finite_rewards(rewards: Rewards) -> Rewards:
-    """The rewards of the images that have one.
+def gathered_rewards(rewards: Rewards, world: World) -> Rewards:
+    """Those of every process, in order of rank; without gradient."""
+    numbers = {name: world.gather(getattr(rewards, name).detach()) for name in NUMBERS}
+    return Rewards(**numbers, parts={part: world.gather(values) for part, values in rewards.parts.items()})
+
+
+def finite_rewards(rewards: Rewards, world: World = ALONE) -> Rewards:
+    """The rewards of the images that have one; none, where only other processes' images have.
 
     Raises:
-        RewardError: none has.
+        RewardError: no image of any process has.
     """
     kept = rewards.reward.isfinite()
-    if not kept.any():
+    if not world.mean(float(kept.sum())):
         raise RewardError(f"none of {len(kept)} images has a finite reward")
     numbers = {name: getattr(rewards, name)[kept] for name in NUMBERS}
     return Rewards(**numbers, parts={part: values[kept] for part, values in rewards.parts.items()})

@@ -19,7 +19,7 @@ def add_pretraining(
     if not weight:
         return 0.0
     total, count = 0.0, len(batch.hr)
-    seeds = rng.integers(2**31, size=count).tolist()
+    seeds = batch.seeds(rng)
     size = micro_batch or count
     for start in range(0, count, size):
         part = slice(start, start + size)

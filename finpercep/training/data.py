@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, overload
 
 import numpy as np
@@ -35,6 +37,36 @@ class Selected(Sequence[Row]):
         if isinstance(index, slice):
             return [self.samples[i] for i in self.indexes[index]]
         return self.samples[self.indexes[index]]
+
+
+class Joined(Sequence[Row]):
+    """The samples of several splits, one after the other."""
+
+    def __init__(self, parts: Sequence[Samples]) -> None:
+        self.parts, self.ends = parts, list(accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = bisect_right(self.ends, index)
+        return self.parts[part][index - (self.ends[part] - len(self.parts[part]))]
+
+
+def repeated(samples: Samples, count: int) -> Selected:
+    """Exactly ``count`` samples: evenly spread over a longer split, a shorter one over again."""
+    length = len(samples)
+    return Selected(samples, [place * length // count if count <= length else place % length for place in range(count)])
 
 
 def spread(samples: Samples, count: int) -> Selected:

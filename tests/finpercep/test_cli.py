@@ -22,7 +22,7 @@ from finpercep.errors import ConfigError
 from tests.fakes import photo
 
 COMMANDS = ["demo", "synth", "train-sr", "train-zoo", "train-rm", "eval-rm", "export"]
-COMMANDS += ["score", "serve", "finetune", "upscale", "report"]
+COMMANDS += ["score", "serve", "finetune", "upscale", "report", "doctor"]
 
 
 def finpercep(*arguments, cwd=None):
@@ -102,7 +102,8 @@ def test_a_dataset_is_training_data_and_its_contact_sheet_is_not(tmp_path):
     config = BuildConfig(count=12, shard_size=6, validation=0.2, test=0.2, recipe=RecipeConfig(crop=64))
     list(build_dataset([photo_source("samples")], tmp_path, config))
     Image.fromarray(photo(256, 256)).save(tmp_path / "preview.png")
-    photos, held_out = photos_of(tmp_path, 64, hold_out=True, seed=0)
+    photos = photos_of(tmp_path, 64, hold_out=True, seed=0)
+    photos, held_out = photos.train, photos.held_out
     assert (len(photos), len(held_out)) == (8, 4) and all(pixels.shape == (64, 64, 3) for pixels in photos)
     with pytest.raises(ConfigError, match="at most the dataset's sample size 64, got 128"):
         photos_of(tmp_path, 128, hold_out=False, seed=0)

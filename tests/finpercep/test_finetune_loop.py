@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from finpercep.client import RewardClient
-from finpercep.curriculum.blended_reward import SCORE_ONLY, BlendedReward, LadderReward
+from finpercep.curriculum.blended_reward import LARGEST_GAIN, SCORE_ONLY, BlendedReward, LadderReward
 from finpercep.curriculum.controller import AdaptiveConfig
 from finpercep.curriculum.loop import FinetuneConfig, finetune
 from finpercep.curriculum.run_directory import RunDirectory
@@ -181,21 +181,89 @@ def test_blends_mix_values_and_gradients():
     assert images.grad.sum().item() == pytest.approx(1.5)
 
 
-def test_rung_zero_is_rewarded_by_score_alone():
-    asked = {}
+class Affine:
+    """A source whose rung RM_k gives gain_k · mean + offset_k; RM_0 has no map."""
 
-    class Source:
-        def rungs(self):
-            return ["RM_0", "RM_1"]
+    def __init__(self, **rungs):
+        self.asked, self._rungs = {}, rungs
 
-        def reward_fn(self, rung, weights):
-            asked[rung] = weights
-            return rung
+    def rungs(self):
+        return list(self._rungs)
 
+    def has_map(self, rung):
+        return rung != "RM_0"
+
+    def reward_fn(self, rung, weights):
+        self.asked[rung] = weights
+        gain, offset = self._rungs[rung]
+
+        def reward(images):
+            r = gain * images.mean((1, 2, 3)) + offset
+            return Rewards(r, r, r, r)
+
+        return reward
+
+
+def test_a_rung_without_a_map_is_rewarded_by_its_score_alone():
     weights = RewardWeights(score=0.2, max=0.3, mean=0.5)
-    ladder = LadderReward(Source(), weights)
-    assert asked == {"RM_0": SCORE_ONLY, "RM_1": weights}
-    assert ladder.at(RungBlend(1)) == "RM_1"
+    source = Affine(RM_0=(1, 0), RM_1=(1, 0))
+    LadderReward(source, weights)
+    assert source.asked == {"RM_0": SCORE_ONLY, "RM_1": weights}
+    alone = Affine(RM_2=(1, 0))
+    LadderReward(alone, weights)
+    assert alone.asked == {"RM_2": weights}
+
+
+def test_rungs_can_be_chosen():
+    source = Affine(RM_0=(1, 0), RM_1=(2, 0), RM_2=(3, 0))
+    assert LadderReward(source, RewardWeights(), ("RM_2", "RM_0")).rungs == ("RM_2", "RM_0")
+    for bad in [("RM_7",), ()]:
+        with pytest.raises(ConfigError, match="RM_0, RM_1, RM_2"):
+            LadderReward(source, RewardWeights(), bad)
+
+
+def test_a_rung_takes_over_on_the_scale_of_the_one_before():
+    """Where rungs are affine in one another, matching makes them equal, on unseen images too, and all along the ladder."""
+    ladder = LadderReward(Affine(RM_0=(1, 0), RM_1=(3, -1), RM_2=(0.2, 0.7)), RewardWeights())
+    blend = RungBlend(0, 1, 0.5)
+    assert ladder.unreached(RungBlend(0)) is None and ladder.unreached(blend) == 1
+    images, others = torch.rand(2, 8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    ladder.reach(1, images)
+    assert ladder.unreached(blend) is None and ladder.unreached(RungBlend(1, 2, 0.5)) == 2
+    ladder.reach(2, images)
+    first = ladder.at(RungBlend(0))(others).reward
+    restored = LadderReward(Affine(RM_0=(1, 0), RM_1=(3, -1), RM_2=(0.2, 0.7)), RewardWeights())
+    restored.load_state_dict(ladder.state_dict())
+    for each in (ladder, restored):
+        for later in (blend, RungBlend(1), RungBlend(2)):
+            torch.testing.assert_close(each.at(later)(others).reward, first)
+    assert torch.equal(ladder.at(RungBlend(2))(others).score, 0.2 * others.mean((1, 2, 3)) + 0.7)
+
+
+def test_a_run_that_begins_with_a_later_rung_has_the_scale_of_the_first():
+    source = Affine(RM_0=(2, 0.1), RM_1=(3, -1), RM_2=(0.5, 0.7))
+    images, others = torch.rand(2, 8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    late = LadderReward(source, RewardWeights(), ("RM_2", "RM_1"))
+    assert late.unreached(RungBlend(0)) == 0
+    late.reach(0, images)
+    late.reach(1, images)
+    first = LadderReward(source, RewardWeights()).at(RungBlend(0))(others).reward
+    for rung in (0, 1):
+        torch.testing.assert_close(late.at(RungBlend(rung))(others).reward, first)
+
+
+def test_a_rung_that_hardly_tells_images_apart_is_not_magnified_without_bound():
+    images = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    ladder = LadderReward(Affine(RM_0=(1, 0), RM_1=(1e-6, 0.5)), RewardWeights())
+    assert ladder.reach(1, images).gain == LARGEST_GAIN
+    rewards = [ladder.at(RungBlend(rung))(images).reward for rung in (0, 1)]
+    assert rewards[1].mean().item() == pytest.approx(rewards[0].mean().item(), abs=1e-6)
+
+
+def test_a_run_matches_each_rung_once_and_remembers_it(small_policy, predictors, tmp_path):
+    run(small_policy, LocalSource(predictors), tmp_path, stop_after=4)
+    scales = RunDirectory(tmp_path).load_state()["ladder"]["scales"]
+    assert scales[0] == {"gain": 1.0, "offset": 0.0} and scales[1] is not None and scales[2] is None
 
 
 @pytest.mark.parametrize("bad", [{"ema": 1.0}, {"steps": 0}, {"blend_share": 1.0}])

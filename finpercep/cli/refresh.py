@@ -1,0 +1,351 @@
+"""`finpercep finetune --refresh`: train the reward anew on what the policy puts out, where the curriculum comes to a finer rung.
+
+The policy's outputs for training photos are region-swapped with the photos (`data_synth`), half of the samples are of the kind
+that the reward model knows already, and RM_{k+1} goes on from its weights under the same anchor RM_0 (method §5). It takes the
+old one's place unless it is worse, by more than a margin, on a frozen test split of photos it never trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from finpercep.cli.console import say
+from finpercep.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from data_synth.photos import PhotoSource
+    from data_synth.plan import BuildConfig
+    from data_synth.shards import NetworkFactory, Networks
+    from finpercep.curriculum.refresh import Record
+    from finpercep.local_reward import LocalSource
+    from finpercep.reward import RewardSource
+    from finpercep.reward_model.model import FinPercepRM
+    from finpercep.rl.world import World
+    from finpercep.sr.policy import SRPolicy
+    from finpercep.training.data import Samples
+    from finpercep.training.train_config import TrainConfig
+
+RECORD_NAME = "refresh.json"
+"""In the folder of a refresh: what came of it. A folder with one is complete."""
+
+HELD_OUT = 0.15
+"""Shares of the photos of either data set for validation, and for the test."""
+
+
+@dataclass(frozen=True)
+class RefreshConfig:
+    """How a rung is refreshed.
+
+    Attributes:
+        samples: region swaps of the policy's own outputs; 0 refreshes nothing.
+        steps: training steps of the rung.
+        batch_size: triplets a step, half of them of the policy's outputs.
+        crop: side of the samples in px, a multiple of 16.
+        lr: peak learning rate, lower than for a new ladder: the rung knows most of it.
+        margin: of the validation figure, in [0, 1], that the refreshed rung may lose on the frozen test split.
+        data: data set of `finpercep synth` that stands for what the reward model knows; None builds one from the training photos
+            and the packaged SR models.
+    """
+
+    samples: int = 0
+    steps: int = 150
+    batch_size: int = 16
+    crop: int = 128
+    lr: float = 2e-4
+    margin: float = 0.02
+    data: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.samples and self.samples < 20:
+            raise ConfigError(f"refresh: samples must be 0 or at least 20, got {self.samples}")
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"refresh: {name} must be at least 1, got {getattr(self, name)}")
+        if self.crop < 32 or self.crop % 16:
+            raise ConfigError(f"refresh: crop must be a multiple of 16 from 32 on, got {self.crop}")
+        if not (self.lr > 0 and 0 <= self.margin <= 1):
+            raise ConfigError(f"refresh: lr must be positive and margin lie in [0, 1], got {self.lr} and {self.margin}")
+
+
+class Publisher(Protocol):
+    """Has the reward's source serve another model."""
+
+    def publish(self, rung: str, ladder: Path, digest: str) -> None:
+        """Serve ``rung`` of ``ladder``, whose digest it is, from now on; nothing happens where it is served already."""
+        ...
+
+
+class LocalPublisher:
+    """`Publisher` to a reward in this process."""
+
+    def __init__(self, source: LocalSource, device: torch.device | str) -> None:
+        self._source, self._device = source, device
+
+    def publish(self, rung: str, ladder: Path, digest: str) -> None:  # noqa: ARG002
+        """See `Publisher`."""
+        from finpercep.predictor import load_predictor
+
+        self._source.replace(rung, load_predictor(ladder, rung, self._device))
+
+
+class LadderRefresher:
+    """`Refresher` that builds a data set, trains the rung, and publishes it.
+
+    Args:
+        folder: of everything that is made; every refresh has a folder of its own, named by rung and policy.
+        ladder: the ladder as the run began with it.
+        photos: to train on.
+        config: settings.
+        publisher: to the reward's source.
+        device: to train on.
+        world: the processes that train together.
+        seed: of data and training.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        ladder: Path,
+        photos: Sequence[PhotoSource],
+        config: RefreshConfig,
+        publisher: Publisher,
+        *,
+        device: torch.device,
+        world: World,
+        seed: int = 0,
+    ) -> None:
+        self._folder, self._ladder, self._photos = folder, ladder, photos
+        self._config, self._publisher, self._device = config, publisher, device
+        self._world, self._seed = world, seed
+
+    def make(self, rung: str, policy: SRPolicy) -> Record:
+        """See `Refresher`."""
+        folder: Path = self._world.from_main(partial(self._begin, rung, policy))
+        if not (folder / RECORD_NAME).exists():
+            new, old = (self._splits(data) for data in (folder / "data", self._known))
+            self._train(rung, folder / "ladder", new, old)
+            self._world.from_main(partial(self._judge, rung, folder, new["test"], old["test"]))
+        record: Record = json.loads((folder / RECORD_NAME).read_text())
+        return record
+
+    def adopt(self, rung: str, record: Record) -> None:
+        """See `Refresher`."""
+        if record["accepted"]:
+            self._publisher.publish(rung, self._folder / record["folder"] / "ladder", record["digest"])
+
+    @cached_property
+    def _known(self) -> Path:
+        """The data set of what the reward model knows already."""
+        return Path(self._config.data) if self._config.data else self._folder / "known"
+
+    def _begin(self, rung: str, policy: SRPolicy) -> Path:
+        """Save the policy and build the data; returns the folder of this refresh."""
+        from finpercep.cli.sr_models import DEFAULT_SOURCES, network_factory, policy_digest
+
+        partial_copy = self._folder / "policy.partial"
+        shutil.rmtree(partial_copy, ignore_errors=True)
+        policy.save_pretrained(partial_copy)
+        folder = self._folder / f"{rung}@{policy_digest(partial_copy)[:12]}"
+        if not (folder / RECORD_NAME).exists():
+            say(f"refreshing {rung} on the policy's own outputs: {folder}")
+            shutil.rmtree(folder / "policy", ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            partial_copy.rename(folder / "policy")
+            if not self._config.data:
+                self._build(self._known, network_factory(DEFAULT_SOURCES, scale=policy.scale), own=False, scale=policy.scale)
+            networks = partial(policy_networks, folder / "policy", str(self._device))
+            self._build(folder / "data", networks, own=True, scale=policy.scale)
+        shutil.rmtree(partial_copy, ignore_errors=True)
+        return folder
+
+    def _build(self, out: Path, networks: NetworkFactory, *, own: bool, scale: int) -> None:
+        from data_synth.engines.processes import ProcessEngine
+        from finpercep.cli.synth import plan, run_build
+
+        run_build(plan(self._photos, out, self._build_config(own, scale), networks=networks), ProcessEngine())
+
+    def _build_config(self, own: bool, scale: int) -> BuildConfig:
+        """``own``: of the policy's outputs as they are, of LR images as in fine-tuning, and of nothing else."""
+        from data_synth.degradations import DegradationConfig
+        from data_synth.plan import BuildConfig
+        from data_synth.recipe import OriginMix, RecipeConfig
+
+        pure: dict[str, Any] = {
+            "mix": OriginMix(model=1.0, perturbed=0.0, hallucination=0.0, artefact=0.0),
+            "artefact_on_model_share": 0.0,
+            "back_projection_share": 0.0,
+            "light_share": 1.0,
+        }
+        recipe = RecipeConfig(
+            crop=self._config.crop,
+            degradation=replace(DegradationConfig(), scale=scale),
+            light=DegradationConfig.light(scale),
+            **(pure if own else {}),
+        )
+        return BuildConfig(
+            self._config.samples, seed=self._seed, shard_size=32, validation=HELD_OUT, test=HELD_OUT, recipe=recipe
+        )
+
+    def _splits(self, data: Path) -> dict[str, Samples]:
+        from data_synth.schema import read_split
+
+        return {
+            "train": read_split(data, "train"),
+            "validation": read_split(data, "validation"),
+            "test": read_split(data, "test"),
+        }
+
+    def _train(self, rung: str, out: Path, new: Mapping[str, Samples], old: Mapping[str, Samples]) -> None:
+        """Train ``rung`` in ``out`` beside copies of the rungs before it; an interrupted training goes on."""
+        import torch
+
+        from finpercep.predictor import load_predictors
+        from finpercep.training.data import Joined, repeated
+        from finpercep.training.processes import make_accelerator
+        from finpercep.training.train import train_ladder
+
+        predictors = load_predictors(self._ladder)
+        before = list(predictors)[: list(predictors).index(rung)]
+        self._world.from_main(partial(_copy_rungs, before, self._ladder, out))
+        config = self._train_config([predictors[name].model for name in [*before, rung]])
+        train, validation = (Joined([new[name], repeated(old[name], len(new[name]))]) for name in ("train", "validation"))
+        with torch.random.fork_rng():
+            reports = train_ladder(
+                train,
+                validation,
+                config,
+                out,
+                start={rung: predictors[rung].model},
+                name=next(iter(predictors.values())).name,
+                accelerator=make_accelerator(self._device, config.precision),
+            )
+            for _ in reports:
+                pass
+
+    def _train_config(self, models: Sequence[FinPercepRM]) -> TrainConfig:
+        """Of a ladder that ends with the rung to train; ``models`` are its rungs as they are."""
+        from finpercep.cli.train_rm_config import train_config
+
+        flags = {
+            "ladder.map_strides": [model.config.map_stride for model in models[1:]],
+            "steps": [1] * (len(models) - 1) + [self._config.steps],
+            "batch_size": self._config.batch_size,
+            "crop": self._config.crop,
+            "lr": self._config.lr,
+            "seed": self._seed,
+        }
+        return train_config(None, flags, models[-1].config)
+
+    def _judge(self, rung: str, folder: Path, own: Samples, frozen: Samples) -> None:
+        """Measure the rung before and after on both test splits, and write the record."""
+        from data_synth.schema import write_atomically
+        from finpercep.predictor import load_predictor
+        from finpercep.training.evaluate import evaluate_rung
+        from finpercep.training.selection import validation_figure
+
+        before, after = (load_predictor(ladder, rung, self._device) for ladder in (self._ladder, folder / "ladder"))
+        figures = {
+            name: [validation_figure(evaluate_rung(model.model, samples)) for model in (before, after)]
+            for name, samples in (("frozen", frozen), ("own", own))
+        }
+        was, now = figures["frozen"]
+        accepted = not_worse(was, now, self._config.margin)
+        record = {
+            "rung": rung,
+            "folder": folder.name,
+            "digest_before": before.digest,
+            "digest": after.digest,
+            "accepted": accepted,
+            "margin": self._config.margin,
+            **figures,
+        }
+        write_atomically(folder / RECORD_NAME, (json.dumps(record, indent=2) + "\n").encode())
+        told = ", ".join(f"{name} test split {_figure(a)} → {_figure(b)}" for name, (a, b) in figures.items())
+        say(f"{rung} {'refreshed' if accepted else 'kept as it was'}: {told}")
+
+
+def open_refresher(
+    specs: Sequence[str],
+    source: RewardSource,
+    photos: PhotoSource,
+    config: RefreshConfig,
+    out: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    world: World,
+) -> LadderRefresher:
+    """The refresher of a run in ``out`` whose reward is ``source``, opened from ``specs`` (`open_rewards`).
+
+    Raises:
+        ConfigError: the reward has no ladder that can be trained on.
+    """
+    from finpercep.local_reward import LocalSource
+    from finpercep.predictor import packaged_model_folder
+    from finpercep.weighted_reward import WeightedSource
+
+    ladder = source.ladder if isinstance(source, WeightedSource) else source
+    if not isinstance(ladder, LocalSource):
+        raise ConfigError("--refresh needs a ladder as --reward: packaged, or a ladder's folder")
+    folders = [packaged_model_folder(), *(Path(spec.rpartition("*")[2]) for spec in specs)]
+    behind = ladder_behind(ladder.digests(), folders)
+    publisher = LocalPublisher(ladder, device)
+    return LadderRefresher(out / "refresh", behind, [photos], config, publisher, device=device, world=world, seed=seed)
+
+
+def not_worse(before: float | None, after: float | None, margin: float) -> bool:
+    """Whether a figure fell by at most ``margin``; one that cannot be had after it could is worse."""
+    return before is None or (after is not None and after >= before - margin)
+
+
+def policy_networks(folder: Path, device: str) -> Networks:
+    """The policy saved in ``folder``, and nothing else, for `data_synth`."""
+    from data_synth.shards import Networks
+    from finpercep.cli.sr_models import PolicySRModel
+
+    model = PolicySRModel.load(folder, "policy", device)
+    return Networks({model.name: model})
+
+
+def ladder_behind(served: Mapping[str, str], candidates: Sequence[Path]) -> Path:
+    """The ladder among ``candidates`` whose rungs have the digests that are served, by rung.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from finpercep.checkpoint import read_ladder
+    from finpercep.errors import FinpercepError
+
+    for folder in candidates:
+        try:
+            found = {entry.rung: entry.digest for entry in read_ladder(folder).rungs}
+        except FinpercepError:
+            continue
+        if found == dict(served):
+            return folder
+    raise ConfigError(
+        f"--refresh needs the ladder behind the reward, {', '.join(served)}; none of {', '.join(map(str, candidates))} is it"
+    )
+
+
+def _copy_rungs(names: Sequence[str], source: Path, target: Path) -> None:
+    """Copy rungs' folders, but for those that are there: one with a config is complete."""
+    for name in names:
+        if not (target / name / "config.json").exists():
+            copy = target / f"{name}.partial"
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(source / name, copy)
+            shutil.rmtree(target / name, ignore_errors=True)
+            copy.rename(target / name)
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

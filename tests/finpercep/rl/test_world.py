@@ -1,0 +1,65 @@
+"""Two real processes fine-tune one policy: one process's update with the whole batch, by every algorithm, and one run on disk."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from finpercep.errors import ConfigError
+from finpercep.rl.world import ALONE, share_of
+from finpercep.training.metrics_log import read_metrics
+from tests.finpercep.rl.finetuning_process import SETTINGS
+
+SCRIPT = "tests.finpercep.rl.finetuning_process"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def start(*command):
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=600, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("world")
+    start(SCRIPT, str(out))
+    start("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", SCRIPT, str(out))
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("algorithm", SETTINGS)
+def test_two_processes_make_the_update_of_one(folder, algorithm):
+    alone, first, second = (torch.load(folder / f"{algorithm}-{name}.pt") for name in ("0-of-1", "0-of-2", "1-of-2"))
+    assert first["metrics"] == second["metrics"]
+    assert alone["metrics"][0] == pytest.approx(first["metrics"][0], rel=1e-5)
+    for ours, theirs in zip(alone["metrics"], first["metrics"], strict=True):  # what rounding has grown to through clipped ratios
+        assert ours == pytest.approx(theirs, rel=1e-2)
+    assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in first["weights"])
+    one, two, begun = (torch.cat([t.flatten() for t in w.values()]) for w in (alone["weights"], first["weights"], alone["start"]))
+    print(algorithm, "apart", float((one - two).norm()), "of", float((one - begun).norm()))
+    # Adam turns a rounding error of a vanishing gradient into a whole step, so it is the whole that is compared.
+    assert 0 < (one - two).norm() + 1e-9 < 0.02 * (one - begun).norm()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("algorithm", SETTINGS)
+def test_they_write_one_run(folder, algorithm):
+    names = [sorted(path.name for path in (folder / f"{algorithm}-of-{count}").iterdir()) for count in (1, 2)]
+    assert names[0] == names[1]
+    assert [m["step"] for m in read_metrics(folder / f"{algorithm}-of-2" / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    class Three:
+        size, rank = 3, 1
+
+    assert share_of(6, Three()) == range(2, 4) and share_of(4, ALONE) == range(4)
+    with pytest.raises(ConfigError, match="multiple of the number of processes, 3, got 4"):
+        share_of(4, Three())
