@@ -12,24 +12,13 @@ from typing import Self, TypeVar
 import httpx
 import torch
 
-from data_synth.schema.pixels import RGB8, encode_png
+from data_synth.schema.pixels import RGB8
 from finpercep.connection import DEFAULT_PATIENCE, DEFAULT_TIMEOUT, AsyncConnection, RetryPolicy
 from finpercep.errors import RewardRejected
-from finpercep.exchange.answers import Pins, reading
-from finpercep.exchange.pictures import (
-    Failures,
-    ImageScore,
-    Picture,
-    failed_alone,
-    files_of,
-    in_groups,
-    named_files,
-    query_of,
-    read_scores,
-)
-from finpercep.exchange.tensors import Part, checked_request, in_chunks, joined, lone_failure, read_response
+from finpercep.exchange.calls import Ask, Call, Calls
+from finpercep.exchange.pictures import Failures, ImageScore, named_files, named_images
 from finpercep.reward import RewardWeights
-from finpercep.wire import TENSOR_MEDIA_TYPE, ModelReply, ScoreRequest, ScoreResponse, encode_request, parse_reply
+from finpercep.wire import ModelReply, ScoreResponse
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -47,13 +36,14 @@ class AsyncRewardClient:
         token: str | None = None,
         digests: Mapping[str, str] | None = None,
         concurrency: int = 4,
+        cache_bytes: int = 0,
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         policy = RetryPolicy(timeout, patience)
         self._connection = AsyncConnection(url, policy, token=token, transport=transport, sleep=sleep, clock=clock)
-        self._pins = Pins(digests)
+        self._calls = Calls(digests, cache_bytes)
         self._places = asyncio.Semaphore(concurrency)
 
     async def __aenter__(self) -> Self:
@@ -73,12 +63,11 @@ class AsyncRewardClient:
 
     async def model(self) -> ModelReply:
         """What the server serves; as `RewardClient.model`."""
-        answer = await self._connection.send("GET", "/model")
-        with reading(self.url):
-            reply = parse_reply(ModelReply, answer.content)
-        for rung in reply.rungs:
-            self._pins.pin(self.url, rung.name, rung.digest)
-        return reply
+        return await self._perform(self._calls.model())
+
+    async def put_rung(self, name: str, source: str, *, admin_token: str, digest: str | None = None) -> ModelReply:
+        """Change a rung of the server, or of every one; as `RewardClient.put_rung`."""
+        return await self._perform(self._calls.put_rung(self._connection.endpoints.urls, name, source, digest, admin_token))
 
     async def score_tensor(
         self,
@@ -90,8 +79,7 @@ class AsyncRewardClient:
         lr: torch.Tensor | Sequence[torch.Tensor] | None = None,
     ) -> ScoreResponse:
         """Score tensors losslessly; as `RewardClient.score_tensor`."""
-        request = checked_request(images, rung, weights, grad, map, lr)
-        return joined(request, await self._each(self._score_chunk, in_chunks(request)))
+        return await self._perform(self._calls.tensors(images, rung, weights, grad, map, lr))
 
     async def score_files(
         self,
@@ -104,8 +92,7 @@ class AsyncRewardClient:
         failures: Failures = "raise",
     ) -> list[ImageScore]:
         """Score picture files as they are; as `RewardClient.score_files`."""
-        pictures = await asyncio.to_thread(lambda: list(named_files(paths, lr)))
-        return await self._score_pictures(pictures, rung, weights or RewardWeights(), map, failures)
+        return await self._perform(self._calls.pictures(named_files(paths, lr), rung, weights, map, failures))
 
     async def score_images(
         self,
@@ -114,46 +101,27 @@ class AsyncRewardClient:
         rung: str | None = None,
         weights: RewardWeights | None = None,
         map: bool = False,
+        lr: Iterable[RGB8] | None = None,
         failures: Failures = "raise",
     ) -> list[ImageScore]:
         """Score uint8 H×W×3 RGB pictures; as `RewardClient.score_images`."""
-        pictures = [Picture(f"image-{index}.png", encode_png(pixels)) for index, pixels in enumerate(images)]
-        return await self._score_pictures(pictures, rung, weights or RewardWeights(), map, failures)
+        return await self._perform(self._calls.pictures(named_images(images, lr), rung, weights, map, failures))
 
-    async def _score_chunk(self, request: ScoreRequest) -> Part:
-        headers = {"content-type": TENSOR_MEDIA_TYPE}
-        body = await asyncio.to_thread(encode_request, request)
+    async def _perform(self, call: Call[T, U]) -> U:
+        """Results in order, some requests at once; the first error ends the others."""
+        tasks = [asyncio.ensure_future(self._ask(ask)) for ask in await asyncio.to_thread(list, call.asks)]
         try:
-            answer = await self._connection.send("POST", "/score", content=body, headers=headers)
-        except RewardRejected as error:
-            return lone_failure(error, request)
-        return read_response(self.url, answer.content, request, self._pins)
-
-    async def _score_pictures(
-        self, pictures: Iterable[Picture], rung: str | None, weights: RewardWeights, map: bool, failures: Failures
-    ) -> list[ImageScore]:
-        query = query_of(rung, weights, map)
-
-        async def ask(group: list[Picture]) -> list[ImageScore]:
-            try:
-                answer = await self._connection.send("POST", "/score", params=query, files=files_of(group))
-            except RewardRejected as error:
-                return failed_alone(error, group, failures)
-            return read_scores(self.url, answer.content, group, rung, self._pins, failures)
-
-        return [score for scores in await self._each(ask, in_groups(pictures)) for score in scores]
-
-    async def _each(self, ask: Callable[[T], Awaitable[U]], parts: Iterable[T]) -> list[U]:
-        """``ask`` of every part, in order, some at once; the first error ends the others."""
-
-        async def in_turn(part: T) -> U:
-            async with self._places:
-                return await ask(part)
-
-        tasks = [asyncio.ensure_future(in_turn(part)) for part in parts]
-        try:
-            return list(await asyncio.gather(*tasks))
+            return call.finish(await asyncio.gather(*tasks))
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _ask(self, ask: Ask[T]) -> T:
+        async with self._places:
+            content = await asyncio.to_thread(ask.content)
+            try:
+                answer = await self._connection.send(ask.method, ask.path, only=ask.url, **content)
+            except RewardRejected as error:
+                return ask.refused(error)
+            return ask.read(ask.url or self.url, answer.content)

@@ -16,26 +16,15 @@ from typing import Self, TypeVar
 import httpx
 import torch
 
-from data_synth.schema.pixels import RGB8, encode_png
+from data_synth.schema.pixels import RGB8
 from finpercep.async_client import AsyncRewardClient
 from finpercep.connection import DEFAULT_PATIENCE, DEFAULT_TIMEOUT, Connection, RetryPolicy
 from finpercep.errors import RewardRejected
-from finpercep.exchange.answers import Pins, reading
-from finpercep.exchange.pictures import (
-    Failures,
-    ImageScore,
-    Picture,
-    failed_alone,
-    files_of,
-    in_groups,
-    named_files,
-    query_of,
-    read_scores,
-)
-from finpercep.exchange.tensors import Part, checked_request, in_chunks, joined, lone_failure, read_response
+from finpercep.exchange.calls import Ask, Call, Calls
+from finpercep.exchange.pictures import Failures, ImageScore, named_files, named_images
 from finpercep.remote_reward import RemoteReward
 from finpercep.reward import RewardFn, RewardWeights
-from finpercep.wire import TENSOR_MEDIA_TYPE, ModelReply, ScoreRequest, ScoreResponse, encode_request, parse_reply
+from finpercep.wire import ModelReply, RungReply, ScoreResponse
 
 __all__ = ["AsyncRewardClient", "ImageScore", "RemoteReward", "RewardClient"]
 
@@ -55,6 +44,8 @@ class RewardClient:
         token: the server's, if it asks for one.
         digests: rung → digest it must have; a rung that is not named is held to the digest it has first.
         concurrency: requests in flight at once, where a call is made of several.
+        cache_bytes: memory for scores that are kept by model, options and content of the image, so that what was asked before is
+            not asked again (`finpercep.exchange.cache`); 0 keeps none.
         transport: what carries the requests, for tests; the network when None.
         sleep: waits between tries.
         clock: seconds, never going back.
@@ -69,13 +60,14 @@ class RewardClient:
         token: str | None = None,
         digests: Mapping[str, str] | None = None,
         concurrency: int = 4,
+        cache_bytes: int = 0,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         policy = RetryPolicy(timeout, patience)
         self._connection = Connection(url, policy, token=token, transport=transport, sleep=sleep, clock=clock)
-        self._pins = Pins(digests)
+        self._calls = Calls(digests, cache_bytes)
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="reward-client")
         self._concurrency = concurrency
 
@@ -101,16 +93,15 @@ class RewardClient:
         Raises:
             RewardChanged: a rung has another digest than before.
         """
-        answer = self._connection.send("GET", "/model")
-        with reading(self.url):
-            reply = parse_reply(ModelReply, answer.content)
-        for rung in reply.rungs:
-            self._pins.pin(self.url, rung.name, rung.digest)
-        return reply
+        return self._perform(self._calls.model())
 
     def rungs(self) -> Sequence[str]:
         """Names of the rungs, RM_0 first."""
         return tuple(rung.name for rung in self.model().rungs)
+
+    def has_map(self, rung: str) -> bool:
+        """Whether a rung has a degradation map. Raises as `reward_fn` does."""
+        return self._served(rung).has_map
 
     def reward_fn(self, rung: str, weights: RewardWeights) -> RewardFn:
         """The differentiable reward of one rung.
@@ -118,9 +109,31 @@ class RewardClient:
         Raises:
             RewardRejected: the server has no such rung.
         """
-        if rung not in (served := self.rungs()):
+        return RemoteReward(self, self._served(rung).name, weights)
+
+    def put_rung(self, name: str, source: str, *, admin_token: str, digest: str | None = None) -> ModelReply:
+        """Have the server, or every one of them, load a rung and serve it as ``name`` from now on; this client expects it then.
+
+        Other clients that hold ``name`` to its former digest raise `RewardChanged` at their next request.
+
+        Args:
+            name: ``RM_2``; a name that is new comes last and becomes the default.
+            source: the folder in the server's model root that has it: of a ladder, or of that rung alone.
+            admin_token: the server's.
+            digest: that the rung must have; without it any is taken.
+
+        Raises:
+            RewardRejected: it cannot be loaded, has another digest, or does not score a canary as it should; that server serves
+                its former rung still. Others, where there are several, may serve the new one already: call again, or put the
+                former one back.
+        """
+        return self._perform(self._calls.put_rung(self._connection.endpoints.urls, name, source, digest, admin_token))
+
+    def _served(self, rung: str) -> RungReply:
+        served = {reply.name: reply for reply in self.model().rungs}
+        if rung not in served:
             raise RewardRejected(f"{self.url}: unknown rung {rung!r}; there are {', '.join(served)}")
-        return RemoteReward(self, rung, weights)
+        return served[rung]
 
     def score_tensor(
         self,
@@ -146,8 +159,7 @@ class RewardClient:
         Returns:
             The response; an image that failed is in its ``errors`` and has NaN for every number.
         """
-        request = checked_request(images, rung, weights, grad, map, lr)
-        return joined(request, list(self._each(self._score_chunk, in_chunks(request))))
+        return self._perform(self._calls.tensors(images, rung, weights, grad, map, lr))
 
     def score_files(
         self,
@@ -172,8 +184,7 @@ class RewardClient:
         Raises:
             RewardError: an image has no score, and ``failures`` is "raise"; the message names it and says why.
         """
-        pictures = named_files(paths, lr)
-        return self._score_pictures(pictures, rung, weights or RewardWeights(), map, failures)
+        return self._perform(self._calls.pictures(named_files(paths, lr), rung, weights, map, failures))
 
     def score_images(
         self,
@@ -182,40 +193,28 @@ class RewardClient:
         rung: str | None = None,
         weights: RewardWeights | None = None,
         map: bool = False,
+        lr: Iterable[RGB8] | None = None,
         failures: Failures = "raise",
     ) -> list[ImageScore]:
         """Score uint8 H×W×3 RGB pictures (sent as PNG, which loses nothing); otherwise as `score_files`."""
-        pictures = (Picture(f"image-{index}.png", encode_png(pixels)) for index, pixels in enumerate(images))
-        return self._score_pictures(pictures, rung, weights or RewardWeights(), map, failures)
+        return self._perform(self._calls.pictures(named_images(images, lr), rung, weights, map, failures))
 
-    def _score_chunk(self, request: ScoreRequest) -> Part:
-        headers = {"content-type": TENSOR_MEDIA_TYPE}
+    def _perform(self, call: Call[T, U]) -> U:
+        return call.finish(list(self._each(call.asks)))
+
+    def _ask(self, ask: Ask[T]) -> T:
         try:
-            answer = self._connection.send("POST", "/score", content=encode_request(request), headers=headers)
+            answer = self._connection.send(ask.method, ask.path, only=ask.url, **ask.content())
         except RewardRejected as error:
-            return lone_failure(error, request)
-        return read_response(self.url, answer.content, request, self._pins)
+            return ask.refused(error)
+        return ask.read(ask.url or self.url, answer.content)
 
-    def _score_pictures(
-        self, pictures: Iterable[Picture], rung: str | None, weights: RewardWeights, map: bool, failures: Failures
-    ) -> list[ImageScore]:
-        query = query_of(rung, weights, map)
-
-        def ask(group: list[Picture]) -> list[ImageScore]:
-            try:
-                answer = self._connection.send("POST", "/score", params=query, files=files_of(group))
-            except RewardRejected as error:
-                return failed_alone(error, group, failures)
-            return read_scores(self.url, answer.content, group, rung, self._pins, failures)
-
-        return [score for scores in self._each(ask, in_groups(pictures)) for score in scores]
-
-    def _each(self, ask: Callable[[T], U], parts: Iterable[T]) -> Iterator[U]:
-        """``ask`` of every part, in order, some at once; no more parts are drawn than are in flight."""
+    def _each(self, asks: Iterable[Ask[T]]) -> Iterator[T]:
+        """What comes of each, in order, some at once; no more are drawn than are in flight."""
         waiting = []
         try:
-            for part in parts:
-                waiting.append(self._pool.submit(ask, part))
+            for ask in asks:
+                waiting.append(self._pool.submit(self._ask, ask))
                 if len(waiting) == self._concurrency:
                     yield waiting.pop(0).result()
             while waiting:

@@ -105,7 +105,11 @@ def attempts(
         answer = yield Attempt(url, max(0.0, deadline - clock()))
         pause = min(LONGEST_DELAY, FIRST_DELAY * 2**tries) * (1 - 0.5 * jitter())
         until = deadline
-        if isinstance(answer, httpx.Response):
+        if isinstance(answer, httpx.Response) and _lost_its_server(answer):
+            problem = RewardUnavailable(f"{url}: {_sentence(answer)}")
+            lost_until = lost_until if lost_until is not None else clock() + policy.patience
+            until = min(deadline, lost_until)
+        elif isinstance(answer, httpx.Response):
             if answer.status_code not in _BUSY:
                 return _checked(url, answer)
             problem = RewardUnavailable(f"{url}: {_sentence(answer)}")
@@ -168,9 +172,9 @@ class Connection:
         """Give the connections back."""
         self._http.close()
 
-    def send(self, method: str, path: str, **content: Any) -> httpx.Response:
-        """One request, and its successful answer; raises as `attempts`."""
-        call = attempts(self.endpoints, self.policy, self._clock)
+    def send(self, method: str, path: str, *, only: str | None = None, **content: Any) -> httpx.Response:
+        """One request, and its successful answer, of any server or of the ``only`` one; raises as `attempts`."""
+        call = attempts(Endpoints(only) if only else self.endpoints, self.policy, self._clock)
         step = next(call)
         while True:
             answer: Answer | None = None
@@ -214,9 +218,9 @@ class AsyncConnection:
         """Give the connections back."""
         await self._http.aclose()
 
-    async def send(self, method: str, path: str, **content: Any) -> httpx.Response:
-        """One request, and its successful answer; raises as `attempts`."""
-        call = attempts(self.endpoints, self.policy, self._clock)
+    async def send(self, method: str, path: str, *, only: str | None = None, **content: Any) -> httpx.Response:
+        """One request, and its successful answer, of any server or of the ``only`` one; raises as `attempts`."""
+        call = attempts(Endpoints(only) if only else self.endpoints, self.policy, self._clock)
         step = next(call)
         while True:
             answer: Answer | None = None
@@ -253,6 +257,14 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     return float(text) if text.isdecimal() and len(text) < 6 else 0.0
 
 
+def _lost_its_server(answer: httpx.Response) -> bool:
+    """Whether something between here and the servers answered because one died under the request: Ray Serve's proxy does so.
+
+    A server's own 500 has a sentence; asking again would not help then.
+    """
+    return answer.status_code == 500 and _own_sentence(answer) is None
+
+
 def _checked(url: str, answer: httpx.Response) -> httpx.Response:
     if answer.is_success:
         return answer
@@ -268,8 +280,12 @@ def _words(error: Exception) -> str:
 
 def _sentence(answer: httpx.Response) -> str:
     """The server's own sentence, or the status when something else answered."""
+    return _own_sentence(answer) or f"answered {answer.status_code} {answer.reason_phrase}"
+
+
+def _own_sentence(answer: httpx.Response) -> str | None:
     try:
         detail = json.loads(answer.content)["detail"]
     except (ValueError, KeyError, TypeError):
-        detail = None
-    return detail if isinstance(detail, str) else f"answered {answer.status_code} {answer.reason_phrase}"
+        return None
+    return detail if isinstance(detail, str) else None

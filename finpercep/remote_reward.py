@@ -31,17 +31,21 @@ class RemoteReward:
     ) -> None:
         self.client, self.rung, self.weights, self.failures = client, rung, weights, failures
 
-    def __call__(self, images: torch.Tensor) -> Rewards:
+    def __call__(self, images: torch.Tensor, lr: torch.Tensor | None = None) -> Rewards:
         """Score ``images``, N×3×H×W float RGB in [0, 1]; gradients flow to them from ``reward`` alone.
+
+        Args:
+            images: to score.
+            lr: N×3×h×w, the same kind, the low-resolution pictures they were made from, for a rung that takes them.
 
         Raises:
             RewardError: the reward of any of the images cannot be had, unless ``failures`` is "nan"; or that of all of them.
         """
-        return Rewards(*_Served.apply(images, self))
+        return Rewards(*_Served.apply(images, lr, self))
 
-    def with_map(self, images: torch.Tensor) -> tuple[Rewards, torch.Tensor | None]:
+    def with_map(self, images: torch.Tensor, lr: torch.Tensor | None = None) -> tuple[Rewards, torch.Tensor | None]:
         """See `MapRewardFn`; raises as a call does."""
-        response = self._ask(images.detach(), map=True)
+        response = self._ask(images.detach(), lr, map=True)
         numbers = (response.reward, response.score, response.max_degradation, response.mean_degradation)
         reward, score, worst, mean = (number.to(images.device) for number in numbers)
         rewards = Rewards(reward, score, worst, mean)
@@ -50,16 +54,17 @@ class RemoteReward:
         unknown = torch.full(images.shape[-2:], math.nan)
         return rewards, torch.stack([unknown if one is None else one for one in response.maps]).to(images.device)
 
-    def _ask(self, images: torch.Tensor, *, grad: bool = False, map: bool = False) -> ScoreResponse:
-        response = self.client.score_tensor(images, self.rung, self.weights, grad=grad, map=map)
+    def _ask(self, images: torch.Tensor, lr: torch.Tensor | None, *, grad: bool = False, map: bool = False) -> ScoreResponse:
+        low = None if lr is None else lr.detach()
+        response = self.client.score_tensor(images, self.rung, self.weights, grad=grad, map=map, lr=low)
         if response.errors and (self.failures == "raise" or len(response.errors) == len(images)):
             index, sentence = next(iter(response.errors.items()))
             raise RewardError(f"{self.client.url}: {len(response.errors)} of {len(images)} images, image {index}: {sentence}")
         return response
 
-    def fetch(self, images: torch.Tensor, grad: bool) -> tuple[ScoreResponse, torch.Tensor | None]:
+    def fetch(self, images: torch.Tensor, lr: torch.Tensor | None, grad: bool) -> tuple[ScoreResponse, torch.Tensor | None]:
         """The server's response, and the gradient of all images if it was asked for."""
-        response = self._ask(images, grad=grad)
+        response = self._ask(images, lr, grad=grad)
         if not grad:
             return response, None
         grads = [None] * len(images) if response.grads is None else list(response.grads)
@@ -74,8 +79,8 @@ class _Served(torch.autograd.Function):
     """The reward as a node of the graph; its gradient came with its value, so going backward asks nobody."""
 
     @staticmethod
-    def forward(ctx: Any, images: torch.Tensor, source: RemoteReward) -> tuple[torch.Tensor, ...]:
-        response, grads = source.fetch(images.detach(), grad=ctx.needs_input_grad[0])
+    def forward(ctx: Any, images: torch.Tensor, lr: torch.Tensor | None, source: RemoteReward) -> tuple[torch.Tensor, ...]:
+        response, grads = source.fetch(images.detach(), lr, grad=ctx.needs_input_grad[0])
         ctx.save_for_backward(grads)
         numbers = (response.reward, response.score, response.max_degradation, response.mean_degradation)
         reward, *monitored = (number.to(images.device) for number in numbers)
@@ -84,6 +89,6 @@ class _Served(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, upstream: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (grads,) = ctx.saved_tensors
-        return upstream[:, None, None, None] * grads.to(upstream.device), None
+        return upstream[:, None, None, None] * grads.to(upstream.device), None, None

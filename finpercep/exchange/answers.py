@@ -35,6 +35,19 @@ class Pins:
                 self._default = model.rung
         self.pin(url, model.rung, model.digest)
 
+    def known(self, asked: str | None) -> tuple[str, str] | None:
+        """Name and digest of the rung that must answer, or None before that is known."""
+        with self._lock:
+            wanted = asked or self._default
+            return next(((rung, digest) for rung, digest in self._digests.items() if wanted in {rung, digest}), None)
+
+    def replace(self, rung: str, digest: str, default: str) -> None:
+        """Expect a rung's new digest, and that the server now answers by ``default`` when it is asked for no rung by name."""
+        with self._lock:
+            self._digests[rung] = digest
+            if self._default is not None:
+                self._default = default
+
     def pin(self, url: str, rung: str, digest: str) -> None:
         """Hold a rung to its digest; raises `RewardChanged` when it had another before."""
         with self._lock:

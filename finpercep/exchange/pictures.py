@@ -9,18 +9,21 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
+from data_synth.schema.pixels import RGB8, encode_png
 from finpercep.errors import RewardError, RewardRejected, WireError
 from finpercep.exchange.answers import ITEM_STATUSES, Pins, check_count, reading
 from finpercep.heatmap import from_samples
 from finpercep.regions import Region
 from finpercep.reward import RewardWeights
 from finpercep.wire import ItemReply, ModelId, ScoreReply, parse_reply
+
+T = TypeVar("T")
 
 MAX_UPLOAD = 32 * 1024 * 1024
 """Pictures go up in requests of about this many bytes at most."""
@@ -76,12 +79,30 @@ class Picture:
 
 
 def named_files(paths: Iterable[str | Path], lr: Iterable[str | Path] | None) -> Iterator[Picture]:
-    """Files, read as they are asked for; ``lr``, where given, has one for each."""
+    """Files, read as they are asked for; ``lr``, where given, has one for each. Raises `RewardRejected` where it has not."""
+    for path, low in _paired(paths, lr):
+        yield Picture(Path(path).name, Path(path).read_bytes(), None if low is None else Path(low).read_bytes())
+
+
+def named_images(images: Iterable[RGB8], lr: Iterable[RGB8] | None) -> Iterator[Picture]:
+    """Pixels as PNG, which loses nothing, encoded as they are asked for; otherwise as `named_files`."""
+    for index, (pixels, low) in enumerate(_paired(images, lr)):
+        yield Picture(f"image-{index}.png", encode_png(pixels), None if low is None else encode_png(low))
+
+
+def _paired(images: Iterable[T], lr: Iterable[T] | None) -> Iterator[tuple[T, T | None]]:
     if lr is None:
-        yield from (Picture(Path(path).name, Path(path).read_bytes()) for path in paths)
+        yield from ((image, None) for image in images)
         return
-    for path, low in zip(paths, lr, strict=True):
-        yield Picture(Path(path).name, Path(path).read_bytes(), Path(low).read_bytes())
+    lows = iter(lr)
+    count = 0
+    for count, image in enumerate(images, start=1):
+        low = next(lows, None)
+        if low is None:
+            raise RewardRejected(f"there must be one LR picture for each image, got {count - 1} for more images")
+        yield image, low
+    if next(lows, None) is not None:
+        raise RewardRejected(f"there must be one LR picture for each image, got more than the {count} images")
 
 
 def query_of(rung: str | None, weights: RewardWeights, map: bool) -> dict[str, str]:
@@ -123,15 +144,14 @@ def read_scores(
         check_count(url, len(group), len(reply.items))
         pins.check(url, rung, reply.model)
         scores = [_image_score(one.name, item, reply.model) for one, item in zip(group, reply.items, strict=True)]
-    return settled(scores, failures)
+    return scores if failures != "raise" else settled(scores, failures)
 
 
 def failed_alone(error: RewardRejected, group: Sequence[Picture], failures: Failures) -> list[ImageScore]:
     """The scores of a group whose request was refused: a request of one picture fails with that picture; raises otherwise."""
     if failures == "raise" or len(group) > 1 or error.status not in ITEM_STATUSES:
         raise error
-    nothing = ImageScore(math.nan, math.nan, None, None, None, (), None, error=f"{group[0].name}: {error}")
-    return settled([nothing], failures)
+    return [ImageScore(math.nan, math.nan, None, None, None, (), None, error=f"{group[0].name}: {error}")]
 
 
 def settled(scores: Sequence[ImageScore], failures: Failures) -> list[ImageScore]:

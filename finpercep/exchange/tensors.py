@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ from finpercep.errors import RewardRejected, WireError
 from finpercep.exchange.answers import ITEM_STATUSES, Pins, check_count, reading
 from finpercep.reward import RewardWeights
 from finpercep.wire import ScoreRequest, ScoreResponse, Timing, decode_response
+from finpercep.wire.codec import NUMBERS
+
+Stack = torch.Tensor | tuple[torch.Tensor | None, ...] | None
 
 MAX_PIXELS = 4 * 1024 * 1024
 """Tensors go up in requests of about this many pixels at most."""
@@ -46,17 +50,19 @@ def in_chunks(request: ScoreRequest) -> list[ScoreRequest]:
     bounds.append(len(sizes))
     if len(bounds) == 2:
         return [request]
-    return [
-        ScoreRequest(
-            request.images[first:last],
-            request.rung,
-            request.weights,
-            request.grad,
-            request.map,
-            None if request.lr is None else request.lr[first:last],
-        )
-        for first, last in itertools.pairwise(bounds)
-    ]
+    return [part_of(request, range(first, last)) for first, last in itertools.pairwise(bounds)]
+
+
+def part_of(request: ScoreRequest, indices: Sequence[int]) -> ScoreRequest:
+    """The request about some of its images alone; of a range nothing is copied."""
+
+    def some(stack: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor | Sequence[torch.Tensor]:
+        if isinstance(indices, range):
+            return stack[indices.start : indices.stop]
+        return stack[list(indices)] if isinstance(stack, torch.Tensor) else [stack[index] for index in indices]
+
+    lr = None if request.lr is None else some(request.lr)
+    return dataclasses.replace(request, images=some(request.images), lr=lr)
 
 
 def read_response(url: str, body: bytes, request: ScoreRequest, pins: Pins) -> ScoreResponse:
@@ -91,7 +97,7 @@ def joined(request: ScoreRequest, parts: Sequence[Part]) -> ScoreResponse:
         name: torch.cat(
             [getattr(part, name) if isinstance(part, ScoreResponse) else torch.full((1,), math.nan) for part in parts]
         )
-        for name in ("score", "reward", "max_degradation", "mean_degradation")
+        for name in NUMBERS
     }
     errors: dict[int, str] = {}
     start = 0
@@ -110,11 +116,32 @@ def joined(request: ScoreRequest, parts: Sequence[Part]) -> ScoreResponse:
     )
 
 
+def singles(part: Part) -> list[Part]:
+    """A part as parts of one image each; of their timing nothing is known."""
+    if not isinstance(part, ScoreResponse):
+        return [part]
+    timing = Timing(queue_ms=0, batch_ms=0, compute_ms=0)
+    return [
+        ScoreResponse(
+            **{name: getattr(part, name)[index : index + 1].clone() for name in NUMBERS},
+            model=part.model,
+            timing=timing,
+            maps=_single(part.maps, index),
+            grads=_single(part.grads, index),
+            errors={0: part.errors[index]} if index in part.errors else {},
+        )
+        for index in range(len(part))
+    ]
+
+
+def _single(stack: Stack, index: int) -> tuple[torch.Tensor] | None:
+    """An image's own, which keeps no memory of the others'."""
+    one = None if stack is None else stack[index]
+    return None if one is None else (one.clone(),)
+
+
 def _length(part: Part) -> int:
     return len(part) if isinstance(part, ScoreResponse) else 1
-
-
-Stack = torch.Tensor | tuple[torch.Tensor | None, ...] | None
 
 
 def _joined_stacks(parts: Sequence[Part], name: str, stacked: bool) -> Stack:
