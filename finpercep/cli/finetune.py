@@ -55,6 +55,7 @@ def finetune(
     crop: Annotated[int | None, typer.Option(help="Side of the HR crop in px, a multiple of 8 (128).")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate (1e-5); the higher, the sooner the reward is hacked.")] = None,
     ema: Annotated[float | None, typer.Option(help="Keep the average of the weights, with this decay (0: none).")] = None,
+    rungs: Annotated[str | None, typer.Option(help="Rungs to use, in order, such as RM_0 or RM_1,RM_2 (all).")] = None,
     curriculum: Annotated[str | None, typer.Option(help="fixed (default): equal rungs; adaptive: it decides by itself.")] = None,
     monitor: Annotated[
         int | None,
@@ -82,6 +83,12 @@ def finetune(
     refresh_set: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE of --refresh, such as steps=300 or data=runs/data; repeatable.")
     ] = None,
+    model_root: Annotated[
+        Path | None, typer.Option(help="Of --refresh against a server: its --model-root, as this machine sees it.")
+    ] = None,
+    admin_token_file: Annotated[
+        Path | None, typer.Option(help="Of --refresh against a server: file with its admin token.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file of settings; flags win. A run's own config.toml will do.")
     ] = None,
@@ -97,11 +104,21 @@ def finetune(
     from data_synth.device import resolve_device
     from finpercep.cli.finetune_config import REFRESH_TABLE, finetune_config, policy_settings, refresh_config
     from finpercep.cli.photo_pairs import PhotoPairs
-    from finpercep.cli.refresh import open_refresher
+    from finpercep.cli.refresh import FOLDER, ServerAccess, open_refresher, unrefreshed
     from finpercep.cli.reward_sources import open_rewards
     from finpercep.rl.world import join_world
 
-    flags = {"steps": steps, "batch_size": batch_size, "crop": crop, "lr": lr, "ema": ema, "seed": seed, "curriculum": curriculum}
+    flags: dict[str, Any] = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "crop": crop,
+        "lr": lr,
+        "ema": ema,
+        "seed": seed,
+        "curriculum": curriculum,
+    }
+    if rungs is not None:
+        flags["rungs"] = [rung.strip() for rung in rungs.split(",")]
     looks = {"monitor.every": monitor, "monitor.on_alarm": on_alarm, "snapshot_every": snapshot_every}
     resolved = finetune_config(config, algorithm, {**flags, **looks}, settings or ())
     renewal = refresh_config(config, refresh, refresh_set or ())
@@ -118,7 +135,15 @@ def finetune(
             if photos.source is None:
                 raise ConfigError(f"--refresh swaps regions of photos: --data must be a folder of them, got the dataset {data}")
             described[REFRESH_TABLE] = dataclasses.asdict(renewal)
-            refresher = open_refresher(reward, source, photos.source, renewal, out, seed=resolved.seed, device=where, world=world)
+            for about in rewards.values():
+                if "rungs" in about:
+                    about["rungs"] = unrefreshed(out / FOLDER, about["rungs"])
+            access, admin = None, read_token(admin_token_file)
+            if model_root is not None and admin is not None:
+                access = ServerAccess(model_root, admin)
+            refresher = open_refresher(
+                reward, source, photos.source, renewal, out, seed=resolved.seed, device=where, world=world, access=access
+            )
         last = run_finetuning(
             chosen,
             source,

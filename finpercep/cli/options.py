@@ -22,4 +22,4 @@ def read_token(file: Path | None) -> str | None:
     try:
         return None if file is None else file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--token-file {file}: cannot be read: {error}") from error
+        raise ConfigError(f"token file {file}: cannot be read: {error}") from error

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from finpercep.cli.console import say
 from finpercep.errors import ConfigError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from data_synth.photos import PhotoSource
     from data_synth.plan import BuildConfig
     from data_synth.shards import NetworkFactory, Networks
+    from finpercep.client import RewardClient
     from finpercep.curriculum.refresh import Record
     from finpercep.local_reward import LocalSource
     from finpercep.reward import RewardSource
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from finpercep.sr.policy import SRPolicy
     from finpercep.training.data import Samples
     from finpercep.training.train_config import TrainConfig
+
+FOLDER = "refresh"
+"""In the run directory."""
 
 RECORD_NAME = "refresh.json"
 """In the folder of a refresh: what came of it. A folder with one is complete."""
@@ -96,6 +100,26 @@ class LocalPublisher:
         self._source.replace(rung, load_predictor(ladder, rung, self._device))
 
 
+class ServedPublisher:
+    """`Publisher` to servers that load ladders from a folder which this machine sees too.
+
+    Args:
+        client: of the servers.
+        model_root: their ``--model-root``.
+        admin_token: theirs.
+        world: the processes that train together.
+    """
+
+    def __init__(self, client: RewardClient, model_root: Path, admin_token: str, world: World) -> None:
+        self._client, self._root, self._admin_token, self._world = client, model_root, admin_token, world
+
+    def publish(self, rung: str, ladder: Path, digest: str) -> None:
+        """See `Publisher`. Raises `RewardRejected` where a server does not take it."""
+        name = f"{ladder.parent.name}-{digest.rpartition(':')[2][:12]}"
+        self._world.from_main(partial(_copy_folder, ladder, self._root / name, "ladder.json"))
+        self._client.put_rung(rung, name, admin_token=self._admin_token, digest=digest)
+
+
 class LadderRefresher:
     """`Refresher` that builds a data set, trains the rung, and publishes it.
 
@@ -148,7 +172,7 @@ class LadderRefresher:
 
     def _begin(self, rung: str, policy: SRPolicy) -> Path:
         """Save the policy and build the data; returns the folder of this refresh."""
-        from finpercep.cli.sr_models import DEFAULT_SOURCES, network_factory, policy_digest
+        from finpercep.cli.sr_models import policy_digest
 
         partial_copy = self._folder / "policy.partial"
         shutil.rmtree(partial_copy, ignore_errors=True)
@@ -160,39 +184,12 @@ class LadderRefresher:
             folder.mkdir(parents=True, exist_ok=True)
             partial_copy.rename(folder / "policy")
             if not self._config.data:
-                self._build(self._known, network_factory(DEFAULT_SOURCES, scale=policy.scale), own=False, scale=policy.scale)
+                build_known_data(self._photos, self._known, self._config, policy.scale, self._seed)
             networks = partial(policy_networks, folder / "policy", str(self._device))
-            self._build(folder / "data", networks, own=True, scale=policy.scale)
+            config = data_config(self._config, policy.scale, self._seed, own=True)
+            _build(self._photos, folder / "data", config, networks)
         shutil.rmtree(partial_copy, ignore_errors=True)
         return folder
-
-    def _build(self, out: Path, networks: NetworkFactory, *, own: bool, scale: int) -> None:
-        from data_synth.engines.processes import ProcessEngine
-        from finpercep.cli.synth import plan, run_build
-
-        run_build(plan(self._photos, out, self._build_config(own, scale), networks=networks), ProcessEngine())
-
-    def _build_config(self, own: bool, scale: int) -> BuildConfig:
-        """``own``: of the policy's outputs as they are, of LR images as in fine-tuning, and of nothing else."""
-        from data_synth.degradations import DegradationConfig
-        from data_synth.plan import BuildConfig
-        from data_synth.recipe import OriginMix, RecipeConfig
-
-        pure: dict[str, Any] = {
-            "mix": OriginMix(model=1.0, perturbed=0.0, hallucination=0.0, artefact=0.0),
-            "artefact_on_model_share": 0.0,
-            "back_projection_share": 0.0,
-            "light_share": 1.0,
-        }
-        recipe = RecipeConfig(
-            crop=self._config.crop,
-            degradation=replace(DegradationConfig(), scale=scale),
-            light=DegradationConfig.light(scale),
-            **(pure if own else {}),
-        )
-        return BuildConfig(
-            self._config.samples, seed=self._seed, shard_size=32, validation=HELD_OUT, test=HELD_OUT, recipe=recipe
-        )
 
     def _splits(self, data: Path) -> dict[str, Samples]:
         from data_synth.schema import read_split
@@ -272,6 +269,43 @@ class LadderRefresher:
         say(f"{rung} {'refreshed' if accepted else 'kept as it was'}: {told}")
 
 
+def data_config(config: RefreshConfig, scale: int, seed: int, *, own: bool) -> BuildConfig:
+    """Settings of a data set; ``own``: of the policy's outputs alone, as they are, of LR images as in fine-tuning."""
+    from data_synth.degradations import DegradationConfig
+    from data_synth.plan import BuildConfig
+    from data_synth.recipe import OriginMix, RecipeConfig
+
+    recipe = RecipeConfig(
+        crop=config.crop, degradation=replace(DegradationConfig(), scale=scale), light=DegradationConfig.light(scale)
+    )
+    if own:
+        mix = OriginMix(model=1.0, perturbed=0.0, hallucination=0.0, artefact=0.0)
+        recipe = replace(recipe, mix=mix, artefact_on_model_share=0.0, back_projection_share=0.0, light_share=1.0)
+    return BuildConfig(config.samples, seed=seed, shard_size=32, validation=HELD_OUT, test=HELD_OUT, recipe=recipe)
+
+
+def build_known_data(photos: Sequence[PhotoSource], out: Path, config: RefreshConfig, scale: int, seed: int) -> None:
+    """Build, or finish, a data set of what ships with the package, which the packaged reward model knows."""
+    from finpercep.cli.sr_models import DEFAULT_SOURCES, network_factory
+
+    _build(photos, out, data_config(config, scale, seed, own=False), network_factory(DEFAULT_SOURCES, scale=scale))
+
+
+def _build(photos: Sequence[PhotoSource], out: Path, config: BuildConfig, networks: NetworkFactory) -> None:
+    from data_synth.engines.processes import ProcessEngine
+    from finpercep.cli.synth import plan, run_build
+
+    run_build(plan(photos, out, config, networks=networks), ProcessEngine())
+
+
+@dataclass(frozen=True)
+class ServerAccess:
+    """What it takes to have servers serve another rung: their model root as this machine sees it, and their admin token."""
+
+    model_root: Path
+    admin_token: str
+
+
 def open_refresher(
     specs: Sequence[str],
     source: RewardSource,
@@ -282,23 +316,43 @@ def open_refresher(
     seed: int,
     device: torch.device,
     world: World,
+    access: ServerAccess | None = None,
 ) -> LadderRefresher:
     """The refresher of a run in ``out`` whose reward is ``source``, opened from ``specs`` (`open_rewards`).
 
     Raises:
-        ConfigError: the reward has no ladder that can be trained on.
+        ConfigError: the reward has no ladder that can be trained on, or it is a server's and ``access`` is missing.
     """
+    from finpercep.client import RewardClient
     from finpercep.local_reward import LocalSource
     from finpercep.predictor import packaged_model_folder
     from finpercep.weighted_reward import WeightedSource
 
     ladder = source.ladder if isinstance(source, WeightedSource) else source
-    if not isinstance(ladder, LocalSource):
-        raise ConfigError("--refresh needs a ladder as --reward: packaged, or a ladder's folder")
-    folders = [packaged_model_folder(), *(Path(spec.rpartition("*")[2]) for spec in specs)]
-    behind = ladder_behind(ladder.digests(), folders)
-    publisher = LocalPublisher(ladder, device)
-    return LadderRefresher(out / "refresh", behind, [photos], config, publisher, device=device, world=world, seed=seed)
+    publisher: Publisher
+    if isinstance(ladder, LocalSource):
+        digests, publisher = ladder.digests(), LocalPublisher(ladder, device)
+        folders = [packaged_model_folder(), *(Path(spec.rpartition("*")[2]) for spec in specs)]
+    elif isinstance(ladder, RewardClient):
+        if access is None:
+            raise ConfigError("--refresh of a served reward needs --model-root and --admin-token-file, to have it serve the rung")
+        digests = {rung.name: rung.digest for rung in ladder.model().rungs}
+        publisher = ServedPublisher(ladder, access.model_root, access.admin_token, world)
+        folders = [packaged_model_folder(), *sorted(access.model_root.iterdir())]
+    else:
+        raise ConfigError("--refresh needs a ladder as --reward: packaged, a ladder's folder, or a server's URL")
+    folder = out / FOLDER
+    behind = ladder_behind(unrefreshed(folder, digests), folders)
+    return LadderRefresher(folder, behind, [photos], config, publisher, device=device, world=world, seed=seed)
+
+
+def unrefreshed(folder: Path, served: Mapping[str, str]) -> dict[str, str]:
+    """``served``, rung → digest, as it was before the refreshes in ``folder``: what the run began with."""
+    before = {}
+    for path in folder.glob(f"*/{RECORD_NAME}"):
+        record = json.loads(path.read_text())
+        before[record["digest"]] = record["digest_before"]
+    return {rung: before.get(digest, digest) for rung, digest in served.items()}
 
 
 def not_worse(before: float | None, after: float | None, margin: float) -> bool:
@@ -337,14 +391,19 @@ def ladder_behind(served: Mapping[str, str], candidates: Sequence[Path]) -> Path
 
 
 def _copy_rungs(names: Sequence[str], source: Path, target: Path) -> None:
-    """Copy rungs' folders, but for those that are there: one with a config is complete."""
+    """Copy rungs' folders."""
     for name in names:
-        if not (target / name / "config.json").exists():
-            copy = target / f"{name}.partial"
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(source / name, copy)
-            shutil.rmtree(target / name, ignore_errors=True)
-            copy.rename(target / name)
+        _copy_folder(source / name, target / name, "config.json")
+
+
+def _copy_folder(source: Path, target: Path, written_last: str) -> None:
+    """Copy a folder, unless it is there: one with the file that is ``written_last`` is complete."""
+    if not (target / written_last).exists():
+        copy = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(source, copy)
+        shutil.rmtree(target, ignore_errors=True)
+        copy.rename(target)
 
 
 def _figure(value: float | None) -> str:

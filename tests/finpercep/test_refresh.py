@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -12,19 +13,34 @@ import torch
 from data_synth.photos import gather
 from data_synth.recipe import Recipe
 from data_synth.schema import read_split
-from finpercep.cli.refresh import LadderRefresher, LocalPublisher, RefreshConfig, ladder_behind, not_worse, open_refresher
+from finpercep.checkpoint import read_ladder, write_checkpoint, write_ladder
+from finpercep.cli.refresh import (
+    LadderRefresher,
+    LocalPublisher,
+    RefreshConfig,
+    ServerAccess,
+    ladder_behind,
+    not_worse,
+    open_refresher,
+    unrefreshed,
+)
 from finpercep.cli.sr_models import PolicySRModel, policy_digest
+from finpercep.client import RewardClient
 from finpercep.curriculum.loop import FinetuneConfig, finetune
 from finpercep.curriculum.run_directory import RunDirectory
 from finpercep.errors import ConfigError
 from finpercep.local_reward import LocalSource
 from finpercep.metric_reward import MetricSource
 from finpercep.predictor import load_predictor, load_predictors, packaged_model_folder
+from finpercep.reward import RewardWeights
 from finpercep.rl.refl import ReflConfig
 from finpercep.rl.world import ALONE
 from finpercep.sr.loading import load_policy
 from finpercep.sr.policy import sample_images
 from finpercep.training.data import Joined, repeated
+from rm_server.app import create_app
+from rm_server.settings import Settings
+from tests.fakes import AppTransport, registry_of
 
 CPU = torch.device("cpu")
 SMALL = RefreshConfig(samples=24, steps=2, batch_size=4, crop=64, margin=1.0)
@@ -119,6 +135,35 @@ def test_a_rung_that_lost_more_than_the_margin_is_not_published(tmp_path, known)
     before = source.digests()
     refresher.adopt("RM_1", record)
     assert source.digests() == before
+
+
+def test_a_served_rung_is_swapped_and_the_run_knows_what_it_began_with(tmp_path, known):
+    root, ladder = tmp_path / "root", tmp_path / "run" / "refresh" / "RM_1@0f" / "ladder"
+    root.mkdir()
+    shutil.copytree(packaged_model_folder(), ladder)
+    other = load_predictor(ladder, "RM_1").model
+    next(other.parameters()).data.add_(0.01)
+    digest = write_checkpoint(ladder / "RM_1", other.config.to_json(), other.state_dict())
+    entries = [dataclasses.replace(e, digest=digest) if e.rung == "RM_1" else e for e in read_ladder(ladder).rungs]
+    write_ladder(ladder, "refreshed", entries)
+
+    before = packaged().digests()
+    record = {"accepted": True, "folder": "RM_1@0f", "digest": digest, "digest_before": before["RM_1"]}
+    (ladder.parent / "refresh.json").write_text(json.dumps(record))
+    app = create_app(registry_of(load_predictors(packaged_model_folder())), Settings(model_root=root, admin_token="x" * 16))
+    (photos,) = gather(["samples"])
+    with RewardClient("http://test", transport=AppTransport(app)) as client:
+        about = {"seed": 0, "device": CPU, "world": ALONE}
+        with pytest.raises(ConfigError, match="needs --model-root and --admin-token-file"):
+            open_refresher(["http://test"], client, photos, SMALL, tmp_path / "run", **about)
+        access = ServerAccess(root, "x" * 16)
+        refresher = open_refresher(["http://test"], client, photos, SMALL, tmp_path / "run", **about, access=access)
+        refresher.adopt("RM_1", record)
+        assert {rung.name: rung.digest for rung in client.model().rungs} == {**before, "RM_1": digest}
+        client.reward_fn("RM_1", RewardWeights())(torch.rand(1, 3, 64, 64))  # held to the new digest
+        # continued: the server serves the refreshed rung, and the run is still the one that began with the old one
+        assert unrefreshed(tmp_path / "run" / "refresh", {**before, "RM_1": digest}) == before
+        open_refresher(["http://test"], client, photos, SMALL, tmp_path / "run", **about, access=access).adopt("RM_1", record)
 
 
 @pytest.mark.parametrize(
