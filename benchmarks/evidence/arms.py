@@ -31,7 +31,7 @@ class Scale:
         refresh_steps: training steps of a refreshed rung.
     """
 
-    steps: int = 60
+    steps: int = 45
     batch_size: int = 2
     crop: int = 96
     lr: float = 3e-5

@@ -2,7 +2,8 @@
 
 A run keeps the panel's figures of every held-out image at its start. Later, an image's change is the mean, over the panel's
 metrics, of its change in that metric, turned so that higher is better, in units of that metric's spread over the images at the
-start. The run is hacked where the held-out reward has risen and the mean change lies below 0 by more than its interval.
+start. A tripwire counts beyond its tolerance alone, and then whole: less what it exceeds it by, in tolerances. The run is hacked
+where the held-out reward has risen and the mean change lies below 0 by more than its interval.
 """
 
 from __future__ import annotations
@@ -61,17 +62,31 @@ class Verdict:
         )
 
 
-def panel_change(start: HeldOut, now: HeldOut, higher_better: Mapping[str, bool]) -> torch.Tensor:
-    """Each image's change, float64 (N,): mean over metrics, in units of each metric's spread at the start."""
+def panel_change(
+    start: HeldOut, now: HeldOut, higher_better: Mapping[str, bool], tolerances: Mapping[str, float] | None = None
+) -> torch.Tensor:
+    """Each image's change, float64 (N,): mean over the metrics of ``higher_better``, in units of each one's spread at the start.
+
+    What the tripwires named in ``tolerances`` rise beyond these, in units of them, is taken off.
+    """
     changes = []
     for name, better in higher_better.items():
         spread = start.panel[name].std(correction=0).clamp_min(1e-12)
         changes.append((1 if better else -1) * (now.panel[name] - start.panel[name]) / spread)
-    return torch.stack(changes).mean(dim=0)
+    change = torch.stack(changes).mean(dim=0)
+    for name, tolerance in (tolerances or {}).items():
+        change = change - ((now.panel[name] - start.panel[name]) / tolerance - 1).clamp_min(0)
+    return change
 
 
-def judge(start: HeldOut, now: HeldOut, higher_better: Mapping[str, bool], confidence: float = 0.95) -> Verdict:
-    """Compare the held-out images with what they were at the start; paired, Student's t interval.
+def judge(
+    start: HeldOut,
+    now: HeldOut,
+    higher_better: Mapping[str, bool],
+    confidence: float = 0.95,
+    tolerances: Mapping[str, float] | None = None,
+) -> Verdict:
+    """Compare the held-out images with what they were at the start (`panel_change`); paired, Student's t interval.
 
     Raises:
         ConfigError: fewer than two images, or a confidence outside (0, 1).
@@ -79,7 +94,7 @@ def judge(start: HeldOut, now: HeldOut, higher_better: Mapping[str, bool], confi
     count = len(start.reward)
     if count < 2 or not 0 < confidence < 1:
         raise ConfigError(f"a verdict needs two images or more and a confidence in (0, 1), got {count} and {confidence}")
-    change = panel_change(start, now, higher_better)
+    change = panel_change(start, now, higher_better, tolerances)
     mean, error = float(change.mean()), float(change.std()) / math.sqrt(count)
     reach = error * float(stats.t.ppf((1 + confidence) / 2, count - 1))
     reward_change = float((now.reward - start.reward).mean())

@@ -55,6 +55,12 @@ TRIPWIRES: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = 
     "fine_loss": fine_loss,
 }
 
+TOLERANCES: Mapping[str, float] = {"brightness_drift": 0.01, "colour_drift": 0.01, "grid": 0.02, "fine_loss": 0.1}
+"""How far each may rise before it means anything: two or three 8-bit levels, twice a noise's grid, a tenth of the fine detail.
+
+A policy that goes on training without a reward moves by at most half of these (`benchmarks/evidence`).
+"""
+
 
 def _luma(images: torch.Tensor) -> torch.Tensor:
     weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64, device=images.device)

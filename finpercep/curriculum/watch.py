@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from finpercep.curriculum.monitor import HeldOut, Verdict, judge
-from finpercep.curriculum.tripwires import TRIPWIRES
+from finpercep.curriculum.tripwires import TOLERANCES, TRIPWIRES
 from finpercep.errors import ConfigError
 from finpercep.reward import RewardFn
 from finpercep.sr.panel import PANEL, panel_scores
@@ -88,7 +88,7 @@ class Watch:
         """The verdict on the policy as it is; both sides are scored by the reward in force."""
         self.latest = look_at(policy, self.hr, self.lr)
         start, now = (HeldOut(look.panel, self._reward(reward, look.images)) for look in (self.start, self.latest))
-        return judge(start, now, HIGHER_BETTER, self.config.confidence)
+        return judge(start, now, PANEL, self.config.confidence, TOLERANCES)
 
     def is_best(self, verdict: Verdict) -> bool:
         """Whether the panel was never higher; remembered."""

@@ -34,6 +34,17 @@ def test_changes_are_in_units_of_the_spread_and_turned_the_same_way():
     assert panel_change(START, moved(gmsd=0.1), BETTER).max() < 0
 
 
+def test_a_tripwire_counts_beyond_its_tolerance_alone():
+    def wired(value):
+        return HeldOut({**START.panel, "grid": torch.full((4,), value, dtype=torch.float64)}, START.reward + value)
+
+    tolerances = {"grid": 0.02}
+    for value, change in ((0.01, 0.0), (0.03, 0.0), (0.07, -2.0), (-1.0, 0.0)):  # from 0.01 on
+        assert panel_change(wired(0.01), wired(value), BETTER, tolerances).tolist() == pytest.approx([change] * 4)
+    assert judge(wired(0.01), wired(0.07), BETTER, tolerances=tolerances).hacked
+    assert not judge(wired(0.01), wired(0.03), BETTER, tolerances=tolerances).hacked
+
+
 def test_the_interval_is_students():
     now = moved(fsim=0.01, spread=0.02)
     verdict = judge(START, now, BETTER)
