@@ -14,8 +14,9 @@ from finpercep.cli.demo_measures import PLANTED_AREA, Evaluation, Planted
 from finpercep.client import ImageScore
 from finpercep.predictor import Predictor, load_predictors
 from finpercep.report.figures import Cell, image_grid
+from finpercep.report.finetuning import finetuning_sections
 from finpercep.report.page import Picture, Report, Section, Table
-from finpercep.report.runs import figure, finetuning_sections, panel_table, read_records, training_sections
+from finpercep.report.runs import figure, panel_table, read_records, training_sections
 from finpercep.sr.panel import PANEL
 from finpercep.training.evaluate import RungQuality, evaluate_rung
 

@@ -27,6 +27,9 @@ LINES = 20
 RECENT = 20
 """Steps over which speed and waiting are measured."""
 
+WIDE = 96
+"""Columns of a terminal from which two figures stand beside each other."""
+
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _SPARKS = 28
 
@@ -118,21 +121,33 @@ class RunView:
         return metrics.step % every == 0 or metrics.step == self.standing.total or metrics.verdict is not None
 
     def panel(self) -> Panel:
-        """The panel as it is now."""
+        """The panel as it is now; on a narrow terminal one figure a line."""
         standing, metrics = self.standing, self.standing.latest
-        table = Table.grid(padding=(0, 2))
-        for column in range(4):
-            table.add_column(style="dim" if column % 2 == 0 else "", no_wrap=True)
         if metrics is None:
             return Panel(Text("starting …"), title=Text(self.name), title_align="left", expand=False)
-        cells = figures(standing)
-        table.add_row("reward", f"{cells['reward']}  {self._trend()}", "score", cells["score"])
-        table.add_row("gradient", cells["gradient"], "panel", cells["panel"])
-        table.add_row("speed", f"{cells['speed']}, {cells['left']} left", "waiting", f"{cells['waiting']} for the reward")
-        whole = Table.grid()
+        cells, width = figures(standing), self.console.width
+        named = [
+            ("reward", f"{cells['reward']}  {self._trend()}"),
+            ("score", cells["score"]),
+            ("gradient", cells["gradient"]),
+            ("panel", cells["panel"]),
+            ("speed", f"{cells['speed']}, {cells['left']} left"),
+            ("waiting", f"{cells['waiting']} for the reward"),
+        ]
+        beside = 2 if width >= WIDE else 1
+        table = Table.grid(padding=(0, 2))
+        for _ in range(beside):
+            table.add_column(style="dim", no_wrap=True, min_width=8)
+            table.add_column(no_wrap=True)
+        for first in range(0, len(named), beside):
+            table.add_row(*(text for pair in named[first : first + beside] for text in pair))
         bar = Table.grid(padding=(0, 2))
         done = f"{metrics.step}/{standing.total}"
-        bar.add_row(ProgressBar(total=standing.total, completed=metrics.step, width=44), done, Text(cells["rung"], style="bold"))
+        length = max(8, min(44, width - 40))
+        bar.add_row(
+            ProgressBar(total=standing.total, completed=metrics.step, width=length), done, Text(cells["rung"], style="bold")
+        )
+        whole = Table.grid()
         whole.add_row(bar)
         whole.add_row(table)
         return Panel(whole, title=Text(self.name), title_align="left", expand=False)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from data_synth.schema import Row, read_split
-from data_synth.schema.manifest import MANIFEST_NAME
-from finpercep.cli.console import figures_table, progress_bar, say, show
+from data_synth.schema.manifest import MANIFEST_NAME, read_manifest
+from finpercep.cli.console import figures_table, progress_bar, say, show, warn
 from finpercep.cli.options import Device
-from finpercep.errors import ConfigError
+from finpercep.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:
     import torch
@@ -134,6 +135,7 @@ def run_training(
         All rungs; none where this process is not the main one of several.
     """
     from finpercep.training.processes import make_accelerator
+    from finpercep.training.provenance import Session, add_session
     from finpercep.training.run_config import claim_config
     from finpercep.training.train import train_ladder
 
@@ -145,7 +147,8 @@ def run_training(
         "start": {rung: predictor.digest for rung, predictor in parents.items()},
     }
     if accelerator.is_main_process:
-        claim_config(out / "config.toml", {"train": dataclasses.asdict(config), **described})
+        claim_config(out / "config.toml", {"train": _identity(config), **described})
+        add_session(out, Session.now(sys.argv[1:], str(device), accelerator.num_processes))
     accelerator.wait_for_everyone()
     models = {rung: predictor.model for rung, predictor in parents.items()}
     reports = train_ladder(train, validation, config, out, start=models, accelerator=accelerator, threads=threads)
@@ -154,11 +157,26 @@ def run_training(
     return finished
 
 
+def _identity(config: TrainConfig) -> dict[str, Any]:
+    """All settings; a file of weights by its content, wherever it lies."""
+    plain = dataclasses.asdict(config)
+    if isinstance(config.pretrained_encoder, str):
+        try:
+            content = Path(config.pretrained_encoder).read_bytes()
+        except OSError as error:
+            raise WeightsError(f"encoder weights {config.pretrained_encoder} cannot be read: {error}") from error
+        plain["pretrained_encoder"] = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    return plain
+
+
 def open_splits(data: Path, config: TrainConfig) -> tuple[Samples, Samples]:
-    """Training and validation samples. Raises `SchemaError` or, where the crop does not fit them, `ConfigError`."""
-    train, validation = read_split(data, "train"), read_split(data, "validation")
+    """Training and validation samples, perhaps none of these. Raises `SchemaError`, or for too large a crop `ConfigError`."""
+    train = read_split(data, "train")
     check_crop(train[0], config.crop)
-    return train, validation
+    if any(shard.split == "validation" for shard in read_manifest(data).shards):
+        return train, read_split(data, "validation")
+    warn(f"{data} has no validation split: each rung's last weights are stored, unmeasured and uncalibrated")
+    return train, []
 
 
 def parents_of(start: str | None) -> dict[str, Predictor]:

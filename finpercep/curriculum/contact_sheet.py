@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,10 @@ from data_synth.schema.pixels import RGB8
 from finpercep.heatmap import overlay
 
 SIDE = 192
-"""Side of a crop on the picture, in px; larger crops stay as they are up to `LARGEST`."""
+"""Side of a crop on the picture, in px, at least: smaller ones are enlarged by a whole number."""
 
 LARGEST = 384
+"""Side at most; larger crops are reduced."""
 
 _TITLES = ("LR", "before", "now", "ground truth")
 _GAP, _LINE = 8, 20
@@ -38,7 +40,8 @@ class Shown:
 
 def contact_sheet(heading: str, crops: Sequence[Shown]) -> bytes:
     """The picture, as a JPEG of high quality."""
-    side = min(max(SIDE, max(crops[0].ground_truth.shape[:2])), LARGEST)
+    own = max(crops[0].ground_truth.shape[:2])
+    side = min(own * math.ceil(SIDE / own), LARGEST)
     mapped = any(crop.map_now is not None for crop in crops)
     block = side + _LINE + (side + _GAP if mapped else 0)
     size = (len(_TITLES) * (side + _GAP) + _GAP, 2 * _LINE + len(crops) * (block + _GAP) + _GAP)

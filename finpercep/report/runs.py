@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from itertools import pairwise
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finpercep.curriculum.snapshots import read_cases
 from finpercep.errors import ConfigError
-from finpercep.report.figures import Curve, curves, smoothed
-from finpercep.report.page import Picture, Report, Section, Table
+from finpercep.report.charts import Chart, Line
+from finpercep.report.figures import smoothed
+from finpercep.report.finetuning import case_sections, finetuning_sections, key_figures
+from finpercep.report.page import Report, Section, Table
 from finpercep.training.metrics_log import read_metrics
+from finpercep.training.provenance import read_sessions
 
 Records = list[dict[str, Any]]
+
+SETTINGS = ("finetune", "train", "policy_settings", "refresh")
+"""Tables of a run's config that say how, not with what."""
 
 
 def read_records(path: Path) -> Records:
@@ -29,33 +35,66 @@ def read_records(path: Path) -> Records:
 def report_of_run(folder: Path) -> Report:
     """The report of a training run (`train-rm`) or a fine-tuning run (`finetune`)."""
     records = read_records(folder / "metrics.jsonl")
+    config = (folder / "config.toml").read_text() if (folder / "config.toml").exists() else ""
+    figures: list[tuple[str, str]] = []
     if "losses" in records[0] and "blend" in records[0]:
-        sections, title = finetuning_sections(records), "Fine-tuning run"
+        title, figures = "Fine-tuning run", key_figures(records)
+        cases = read_cases(folder)
+        sections = [*finetuning_sections(records), *(case_sections(cases) if cases else [])]
     else:
         sections, title = training_sections(records), "Reward-model training run"
-    config = (folder / "config.toml").read_text() if (folder / "config.toml").exists() else ""
-    settings = Section("Settings", tables=[Table(["config.toml"], [[line] for line in config.splitlines() if line.strip()])])
-    return Report(f"{title}: {folder.name}", f"{len(records)} records in {folder / 'metrics.jsonl'}.", (), [*sections, settings])
+    summary = f"{len(records)} records in {folder / 'metrics.jsonl'}."
+    return Report(f"{title}: {folder.name}", summary, figures, [*sections, *origin_sections(folder, config)])
+
+
+def origin_sections(folder: Path, config: str) -> list[Section]:
+    """How to do the run again: its commands, the digests of what it was given, the versions it ran with, its settings."""
+    sessions = read_sessions(folder)
+    text, tables, folded = "", [], []
+    if sessions:
+        first, *later = sessions
+        text = f"Begun {first.started} in {first.folder}. With another --out the same command does the run again."
+        ran_with = {"Python": first.python, **first.versions, "platform": first.platform, "device": first.device}
+        ran_with["processes"] = str(first.processes)
+        folded.append(("Versions", "\n".join(f"{name:<14} {value}" for name, value in ran_with.items())))
+        if later:
+            tables.append(Table(["continued", "by"], [[one.started, one.command] for one in later]))
+    given = [[name, value] for name, value in _leaves(tomllib.loads(config)) if name.split(".")[0] not in SETTINGS]
+    if given:
+        tables.append(Table(["given", ""], given, "What the run was given; a digest names weights and preprocessing exactly."))
+    if config:
+        folded.append(("config.toml, as the run resolved it", config))
+    commands = [first.command for first in sessions[:1]]
+    return [Section("How to do it again", text, tables, commands=commands, folded=folded)] if tables or folded else []
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def training_sections(records: Records) -> list[Section]:
     """Loss curves and the figures of every rung."""
     # A step that was done again after an interruption stands twice; the later line counts.
     steps = list({(r["rung"], r["step"]): r for r in records if r["kind"] == "StepReport"}.values())
-    panels: dict[str, list[Curve]] = {}
+    charts = []
     for rung in dict.fromkeys(record["rung"] for record in steps):
         own = [record for record in steps if record["rung"] == rung]
         x = [record["step"] for record in own]
-        panels[f"{rung}: loss terms"] = [Curve(name, x, smoothed([r["losses"][name] for r in own])) for name in own[0]["losses"]]
-    pictures = [Picture(curves(panels), "Loss terms of each rung (moving average).")] if panels else []
-    if looks := validation_panels(steps):
-        pictures.append(Picture(curves(looks), "The averaged weights on validation photos; the best by the figure are stored."))
-    return [Section("Reward-model ladder", tables=[rung_table(records)], pictures=pictures)]
+        lines = []
+        for name in own[0]["losses"]:
+            y = [record["losses"][name] for record in own]
+            lines += [Line("", x, y, faint=True), Line(name, x, smoothed(y))]
+        charts.append(Chart(f"{rung}: loss terms", lines, note="Thick: moving average."))
+    return [Section("Reward-model ladder", tables=[rung_table(records)], charts=[*charts, *validation_charts(steps)])]
 
 
-def validation_panels(steps: Records) -> dict[str, list[Curve]]:
+def validation_charts(steps: Records) -> list[Chart]:
     """Of every rung that was measured along the way: the figure that chooses its weights, and what it is made of."""
-    panels: dict[str, list[Curve]] = {}
+    charts = []
     looks = [record for record in steps if (record.get("validation") or {}).get("figure") is not None]
     for rung in dict.fromkeys(record["rung"] for record in looks):
         own = [record for record in looks if record["rung"] == rung]
@@ -65,10 +104,10 @@ def validation_panels(steps: Records) -> dict[str, list[Curve]]:
             "map AUROC (paired)": [(r["step"], (r["validation"]["quality"]["map"] or {}).get("paired_auroc")) for r in own],
         }
         known = {name: [point for point in points if point[1] is not None] for name, points in found.items()}
-        panels[f"{rung}: validation"] = [
-            Curve(name, [x for x, _ in points], [y for _, y in points]) for name, points in known.items() if points
-        ]
-    return panels
+        lines = [Line(n, [x for x, _ in points], [y for _, y in points], points=True) for n, points in known.items() if points]
+        note = "The averaged weights on validation photos; the best by the figure are stored."
+        charts.append(Chart(f"{rung}: validation", lines, note=note))
+    return charts
 
 
 def rung_table(records: Records) -> Table:
@@ -100,62 +139,6 @@ def rung_table(records: Records) -> Table:
         "step",
     ]
     return Table(columns, rows, note)
-
-
-def finetuning_sections(records: Records) -> list[Section]:
-    """Reward and losses along the ladder, with the rung changes marked."""
-    x = [record["step"] for record in records]
-    marks = {b["step"]: b["rung"] for a, b in pairwise(records) if a["rung"] != b["rung"]}
-    reward = [record["reward"] for record in records]
-    ours = [Curve("", x, reward, faint=True), Curve("SR output", x, smoothed(reward))]
-    figures = {curve.name: curve for curve in _named_curves(records, "figures")}
-    if ceiling := figures.pop("ceiling", None):
-        ours.append(replace(ceiling, name="ground truth (ceiling)"))
-    panels = {
-        "reward R_k": ours,
-        "loss terms (weighted)": _named_curves(records, "losses"),
-        "map of SR output": [
-            Curve(name, x, smoothed([record[f"{name}_degradation"] for record in records])) for name in ("max", "mean")
-        ],
-        **{name: [replace(curve, name="")] for name, curve in figures.items()},
-    }
-    seconds = sum(record["seconds"] for record in records)
-    waited = sum(record["reward_seconds"] for record in records) / seconds
-    text = (
-        f"{len(records)} steps in {seconds:.0f} s, of which {waited:.0%} waiting for the reward. Dotted: a new rung takes over."
-    )
-    caption = "Reward of the batch and of its ground truth; the reward's scale changes with the rung, so compare the two lines."
-    pictures = [Picture(curves(panels, marks=marks), caption)]
-    looks = [record for record in records if record.get("verdict")]
-    if looks:
-        at = [record["step"] for record in looks]
-        ends = {"change": False, "low": True, "high": True}
-        found = [Curve(name, at, [record["verdict"][name] for record in looks], faint) for name, faint in ends.items()]
-        note = "Held-out panel against the start, in standard deviations of the images, with its interval; below 0 is worse."
-        rewards = [Curve("", at, [record["verdict"]["reward_change"] for record in looks])]
-        pictures.append(Picture(curves({"held-out panel": found, "held-out reward": rewards}, marks=marks), note))
-    return [Section("Fine-tuning along the ladder", text, tables=decision_tables(records), pictures=pictures)]
-
-
-def decision_tables(records: Records) -> list[Table]:
-    """What the curriculum decided and why, and the monitor's alarms; nothing where neither happened."""
-    rows = []
-    for record in records:
-        if decision := record.get("decision"):
-            rows.append([str(record["step"]), decision["move"], "; ".join(decision["reasons"])])
-        if (verdict := record.get("verdict")) and verdict["hacked"]:
-            change = f"reward {verdict['reward_change']:+.3g}, panel {verdict['change']:+.3f}"
-            rows.append([str(record["step"]), "alarm", f"{change} [{verdict['low']:+.3f}, {verdict['high']:+.3f}]"])
-    return [Table(["step", "", "why"], rows, "Decisions of the curriculum and alarms of the monitor.")] if rows else []
-
-
-def _named_curves(records: Records, field: str) -> list[Curve]:
-    """A smoothed curve of every number that ``field`` ever held; a step without it is left out."""
-    found = []
-    for name in dict.fromkeys(name for record in records for name in record[field]):
-        own = [(record["step"], record[field][name]) for record in records if name in record[field]]
-        found.append(Curve(name, [x for x, _ in own], smoothed([y for _, y in own])))
-    return found
 
 
 def figure(value: float | None, digits: int = 3) -> str:

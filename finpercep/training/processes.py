@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast_object_list
 from timm.layers.norm_act import convert_sync_batchnorm
 
 from finpercep.errors import ConfigError
@@ -19,6 +19,7 @@ from finpercep.training.train_config import Precision
 T = TypeVar("T")
 
 _PATIENCE = timedelta(hours=2)  # the others wait while the main process measures a rung on the validation split
+_SPLIT = {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM}
 _MIXED: dict[Precision, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -30,7 +31,7 @@ def make_accelerator(device: torch.device, precision: Precision) -> Accelerator:
         precision: of the forward passes.
 
     Raises:
-        ConfigError: the device cannot do that precision.
+        ConfigError: the device cannot do that precision, or the launcher would split the model.
     """
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("precision fp16 needs a GPU; on a CPU take bf16 or fp32")
@@ -42,9 +43,21 @@ def make_accelerator(device: torch.device, precision: Precision) -> Accelerator:
         torch.cuda.set_device(device)
     options = [InitProcessGroupKwargs(timeout=_PATIENCE)]
     try:
-        return Accelerator(cpu=device.type == "cpu", mixed_precision=_MIXED[precision], kwargs_handlers=options)
+        accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=_MIXED[precision], kwargs_handlers=options)
     except ValueError as error:
         raise ConfigError(f"precision {precision} on {device}: {error}; take fp32") from error
+    require_whole_models(accelerator.distributed_type)
+    return accelerator
+
+
+def require_whole_models(kind: DistributedType) -> None:
+    """Every process holds the whole model, its average and its optimiser; splitting a few million weights would gain nothing.
+
+    Raises:
+        ConfigError: ``accelerate launch`` was told to split it.
+    """
+    if kind in _SPLIT:
+        raise ConfigError(f"every process must hold the whole model, got {kind.value}; launch with deploy/accelerate/ddp.yaml")
 
 
 def share_of_batch(accelerator: Accelerator, batch_size: int) -> range:

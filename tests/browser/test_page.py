@@ -210,6 +210,73 @@ def test_regions_are_those_of_the_api_at_any_threshold(tab, ask):
     expect(tab.page.locator(".region.chosen")).to_have_count(1)
 
 
+# --- the LR picture ---
+
+LOW = encode_png(photo(24, 32))
+
+
+def beside(server, body: bytes, lr: bytes) -> float:
+    """The score that ``POST /score`` gives a picture with its LR picture."""
+    answer = httpx.post(f"{server.url}/score", files=[("image", body), ("lr", lr)], timeout=60, trust_env=False)
+    return answer.json()["items"][0]["score"]
+
+
+def choose_lr(tab, name: str, body: bytes) -> None:
+    tab.page.set_input_files("#lr-file", {"name": name, "mimeType": "image/png", "buffer": body})
+
+
+def test_pictures_are_scored_beside_their_lr_picture(tab, ask, server):
+    tab.drop(("a.png", PNG))
+    alone = ask(PNG)["score"]
+    tab.expect_scores(alone)
+    choose_lr(tab, "low.png", LOW)
+    with_lr = beside(server, PNG, LOW)
+    assert f"{with_lr:.3f}" != f"{alone:.3f}"
+    tab.expect_scores(with_lr)
+    expect(tab.page.locator("#lr-name")).to_have_text("low.png")
+    tab.drop(("b.png", OTHER))  # the two were made from one
+    tab.expect_scores(with_lr, beside(server, OTHER, LOW))
+    assert tab.page.text_content("#curl").count("""-F 'lr=@"low.png"'""") == 2
+    tab.page.get_by_role("button", name="Remove LR").click()
+    tab.expect_scores(alone, ask(OTHER)["score"])
+    expect(tab.page.locator("#lr")).to_be_hidden()
+    assert "lr=" not in tab.page.text_content("#curl")
+
+
+@pytest.mark.parametrize(("lr", "words"), [(TALL, "must not be larger"), (b"nonsense", "not a picture")])
+def test_an_lr_picture_that_is_refused_leaves_the_scores_that_were_there(tab, ask, server, lr, words):
+    tab.drop(("a.png", PNG))
+    tab.expect_scores(ask(PNG)["score"])
+    choose_lr(tab, "low.png", LOW)
+    tab.expect_scores(beside(server, PNG, LOW))
+    choose_lr(tab, "wrong.png", lr)
+    expect(tab.page.locator("#problem-title")).to_have_text("wrong.png was not taken as LR picture")
+    expect(tab.page.locator("#problem-detail")).to_contain_text(words)
+    expect(tab.page.locator("#lr-name")).to_have_text("low.png")
+    tab.expect_scores(beside(server, PNG, LOW))
+
+
+def test_a_rung_that_takes_no_lr_picture_is_not_sent_one(open_tab, ask, server):
+    tab = open_tab()
+
+    def blind(route):
+        model = httpx.get(f"{server.url}/model", trust_env=False).json()
+        for rung in model["rungs"]:
+            rung["takes_lr"] = rung["name"] != "RM_0"
+        route.fulfill(json=model)
+
+    tab.page.route("**/model", blind)
+    tab.page.reload()
+    tab.drop(("a.png", PNG))
+    choose_lr(tab, "low.png", LOW)
+    tab.expect_scores(beside(server, PNG, LOW))
+    tab.page.get_by_text("RM_0", exact=True).click()
+    tab.expect_scores(ask(PNG, rung="RM_0")["score"])
+    expect(tab.page.locator("#choose-lr")).to_be_hidden()
+    tab.page.get_by_text("RM_2", exact=True).click()
+    tab.expect_scores(beside(server, PNG, LOW))
+
+
 # --- what is taken away ---
 
 

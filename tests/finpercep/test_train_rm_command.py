@@ -25,11 +25,12 @@ from data_synth.recipe import RecipeConfig
 from finpercep.cli import app
 from finpercep.cli.train_rm_config import train_config
 from finpercep.cli.train_rm_rehearsal import duration
-from finpercep.errors import ConfigError
+from finpercep.errors import ConfigError, TrainingError, WeightsError
 from finpercep.predictor import load_predictors, packaged_model_folder
 from finpercep.report.runs import report_of_run
 from finpercep.reward_model.config import RewardModelConfig
 from finpercep.training.metrics_log import read_metrics
+from finpercep.training.provenance import read_sessions
 from finpercep.training.reports import StepReport
 from finpercep.training.run_log import RunLog
 
@@ -168,6 +169,28 @@ def test_the_encoders_weights_may_come_from_a_file(data, tmp_path):
     for rung in STEPS:
         ours = load_file(tmp_path / "out" / rung / "model.safetensors")["encoder.model.layer1.0.conv1.weight"]
         assert torch.equal(ours, theirs.half()), rung
+
+    moved = (tmp_path / "encoder.safetensors").rename(tmp_path / "moved.safetensors")  # what counts is what is in it
+    again = [*arguments(data, tmp_path / "out"), *few[:-1], str(moved)]
+    assert CliRunner().invoke(app, again, catch_exceptions=False).exit_code == 0
+    save_file(timm.create_model("resnet10t").state_dict(), moved)
+    with pytest.raises(TrainingError, match="pretrained_encoder"):
+        CliRunner().invoke(app, again, catch_exceptions=False)
+    moved.unlink()
+    with pytest.raises(WeightsError, match="cannot be read"):
+        CliRunner().invoke(app, again, catch_exceptions=False)
+
+
+def test_a_dataset_without_validation_photos_trains_too(tmp_path):
+    config = BuildConfig(count=8, shard_size=8, validation=0.0, test=0.0, recipe=RecipeConfig(crop=64))
+    list(build_dataset([photo_source("samples")], tmp_path / "data", config))
+    few = ["--steps", "1,1,1"]
+    result = CliRunner().invoke(app, [*arguments(tmp_path / "data", tmp_path / "out"), *few], catch_exceptions=False)
+    assert result.exit_code == 0 and "no validation split" in result.output.replace("\n", " ")
+    (session,) = read_sessions(tmp_path / "out")
+    assert session.command in report_of_run(tmp_path / "out").sections[-1].commands
+    rung = load_predictors(tmp_path / "out")["RM_2"].model.config
+    assert (rung.score_scale, rung.map_scale) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(
