@@ -33,13 +33,13 @@ class Scale:
 
     steps: int = 45
     batch_size: int = 2
-    crop: int = 96
+    crop: int = 64
     lr: float = 3e-5
     reward_weight: float = 0.2
     gram_weight: float = 100.0
     samples: int = 6
-    refresh_samples: int = 120
-    refresh_steps: int = 60
+    refresh_samples: int = 80
+    refresh_steps: int = 40
 
 
 @dataclass(frozen=True)

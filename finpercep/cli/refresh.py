@@ -255,8 +255,11 @@ class LadderRefresher:
         }
         was, now = figures["frozen"]
         accepted = not_worse(was, now, self._config.margin)
+        told = ", ".join(f"{name} test split {_figure(a)} → {_figure(b)}" for name, (a, b) in figures.items())
+        said = f"{rung} {'refreshed' if accepted else 'kept as it was'}: {told}"
         record = {
             "rung": rung,
+            "said": said,
             "folder": folder.name,
             "digest_before": before.digest,
             "digest": after.digest,
@@ -265,8 +268,7 @@ class LadderRefresher:
             **figures,
         }
         write_atomically(folder / RECORD_NAME, (json.dumps(record, indent=2) + "\n").encode())
-        told = ", ".join(f"{name} test split {_figure(a)} → {_figure(b)}" for name, (a, b) in figures.items())
-        say(f"{rung} {'refreshed' if accepted else 'kept as it was'}: {told}")
+        say(said)
 
 
 def data_config(config: RefreshConfig, scale: int, seed: int, *, own: bool) -> BuildConfig:

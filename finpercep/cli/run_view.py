@@ -190,8 +190,10 @@ def line(standing: Standing) -> str:
 
 
 def events(metrics: StepMetrics) -> list[str]:
-    """What happened at a step and should stay on the screen: decisions of the curriculum, alarms of the monitor."""
+    """What happened at a step and should stay on the screen: decisions, refreshed rungs, alarms."""
     found = []
+    if metrics.refreshed:
+        found.append(f"step {metrics.step}: {metrics.refreshed}")
     if (verdict := metrics.verdict) and verdict["hacked"]:
         change = f"reward {verdict['reward_change']:+.3g}, panel {verdict['change']:+.3f}"
         found.append(f"step {metrics.step}: alarm of the monitor: {change} [{verdict['low']:+.3f}, {verdict['high']:+.3f}]")

@@ -107,8 +107,10 @@ def scalars(record: Record, rungs: Sequence[str]) -> dict[str, float]:
 
 
 def remarks(record: Record) -> dict[str, str]:
-    """What happened at a step, in words: a decision of the curriculum, an alarm of the monitor."""
+    """What happened at a step, in words: a decision of the curriculum, a refreshed rung, an alarm."""
     found = {}
+    if said := record.get("refreshed"):
+        found["curriculum/refresh"] = said
     if decision := record.get("decision"):
         found["curriculum/decision"] = f"{decision['move']} to rung {decision['rung']}: {'; '.join(decision['reasons'])}"
     if (verdict := record.get("verdict")) and verdict["hacked"]:

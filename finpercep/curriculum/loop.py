@@ -105,9 +105,11 @@ def finetune(
             break
         started = time.perf_counter()
         blend = controller.blend(step)
+        news = []
         while (rung := reward.unreached(blend)) is not None:
             if refresher is not None and rung:
-                refreshed[reward.rungs[rung]] = _refresh(refresher, reward, rung, at_work)
+                refreshed[reward.rungs[rung]] = record = _refresh(refresher, reward, rung, at_work)
+                news.append(record["said"])
             typical = (
                 _draw_batch(draw_pair, (config.seed, step, 2), range(TYPICAL), policy.device) if config.match_scales else None
             )
@@ -127,7 +129,8 @@ def finetune(
         seen = Observation(metrics.reward, metrics.reward_std, metrics.grad_norm)
         if decision := controller.observe(step, seen, alarm=alarm):
             at_work.obey(decision)
-        metrics = dataclasses.replace(metrics, verdict=_plain(verdict), decision=_plain(decision))
+        said = "; ".join(news) or None
+        metrics = dataclasses.replace(metrics, verdict=_plain(verdict), decision=_plain(decision), refreshed=said)
         if world.rank == 0:
             run.append_metrics(dataclasses.asdict(metrics))
         if world.rank == 0 and ((step + 1) % config.save_every == 0 or step + 1 == config.steps or at_work.stopped):

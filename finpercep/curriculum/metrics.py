@@ -23,7 +23,7 @@ T = TypeVar("T")
 class StepMetrics:
     """One line of ``metrics.jsonl``: 1-based step, the rungs in force, mean rewards of what was scored, the algorithm's own
     losses and figures, the learning rate, the gradient's norm before clipping, seconds; where there was one, the monitor's
-    verdict and the controller's decision with its reasons.
+    verdict, the controller's decision with its reasons, and what came of a rung's refresh before the step.
     """
 
     step: int
@@ -43,6 +43,7 @@ class StepMetrics:
     reward_seconds: float
     verdict: dict[str, Any] | None = None
     decision: dict[str, Any] | None = None
+    refreshed: str | None = None
 
 
 class TimedReward:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from finpercep.sr.policy import SRPolicy
 
 Record = dict[str, Any]
-"""Plain data that says which model a rung has from now on."""
+"""Plain data that says which model a rung has from now on; ``said``: what came of it, in a line."""
 
 
 class Refresher(Protocol):

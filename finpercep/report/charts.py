@@ -51,7 +51,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened at ``x``: ``kind`` is ``up``, ``back`` or ``alarm``; ``label`` says it in a few words."""
+    """Something that happened at ``x``: ``kind`` is ``up``, ``back``, ``refresh`` or ``alarm``; ``label`` says it in short."""
 
     x: float
     kind: str
@@ -203,7 +203,7 @@ def _marks(chart: Chart, x_axis: Axis) -> Iterator[str]:
     for _, at, kind in places:
         yield f'<line class="mark {kind}" x1="{at}" x2="{at}" y1="{TOP}" y2="{bottom}"/>'
     for mark, at, kind in places:
-        sign = {"up": "▲", "back": "▼"}.get(mark.kind, "✖\ufe0e")
+        sign = {"up": "▲", "back": "▼", "refresh": "●"}.get(mark.kind, "✖\ufe0e")
         yield f'<text class="mark {kind}" x="{at}" y="{bottom - 5 - 14 * here[mark.x]}">{sign}'
         yield f"<title>{escape(mark.label)}</title></text>"
         here[mark.x] += 1

@@ -39,7 +39,8 @@ def finetuning_sections(records: Records) -> list[Section]:
     waited = sum(record["reward_seconds"] for record in records) / seconds if seconds else 0.0
     text = (
         f"{len(records)} steps in {seconds:.0f} s, of which {waited:.0%} waiting for the reward. Thin lines are the steps, "
-        "thick ones a moving average; shading tells the rungs apart. ▲ ▼ the curriculum goes up or back, ✖ the monitor's alarm."
+        "thick ones a moving average; shading tells the rungs apart. ▲ ▼ the curriculum goes up or back, ● a refreshed rung, "
+        "✖ the monitor's alarm."
     )
     tables = decision_tables(records)
     sections = [Section("Fine-tuning along the ladder", text, tables=tables, charts=ladder_charts(records))]
@@ -125,9 +126,11 @@ def rungs_of(records: Records) -> list[Stretch]:
 
 
 def marks_of(records: Records) -> list[Mark]:
-    """Decisions and alarms."""
+    """Decisions, refreshes and alarms."""
     found = []
     for record in records:
+        if said := record.get("refreshed"):
+            found.append(Mark(record["step"], "refresh", said))
         if (verdict := record.get("verdict")) and verdict["hacked"]:
             found.append(Mark(record["step"], "alarm", f"alarm: {alarm_text(verdict)}"))
         if decision := record.get("decision"):
@@ -142,14 +145,18 @@ def alarm_text(verdict: Mapping[str, Any]) -> str:
 
 
 def decision_tables(records: Records) -> list[Table]:
-    """What the curriculum decided and why, and the monitor's alarms; nothing where neither happened."""
+    """What the curriculum decided and why, refreshed rungs, and the monitor's alarms; nothing where none happened."""
     rows = []
     for record in records:
+        if said := record.get("refreshed"):
+            rows.append([str(record["step"]), "refresh", said])
         if decision := record.get("decision"):
             rows.append([str(record["step"]), decision["move"], "; ".join(decision["reasons"])])
         if (verdict := record.get("verdict")) and verdict["hacked"]:
             rows.append([str(record["step"]), "alarm", alarm_text(verdict)])
-    return [Table(["step", "", "why"], rows, "Decisions of the curriculum and alarms of the monitor.")] if rows else []
+    return (
+        [Table(["step", "", "why"], rows, "Decisions of the curriculum, refreshed rungs, alarms of the monitor.")] if rows else []
+    )
 
 
 def key_figures(records: Records) -> list[tuple[str, str]]:

@@ -90,12 +90,13 @@ def test_a_run_refreshes_a_rung_once_and_continues_with_it(tmp_path, known, caps
         return source, steps
 
     before = packaged().digests()
-    source, _ = start(stop_after=3)  # RM_1 is blended in from some step on, and is refreshed before
+    source, steps = start(stop_after=3)  # RM_1 is blended in from some step on, and is refreshed before
     (folder,) = (tmp_path / "refresh").glob("RM_1@*")
     record = json.loads((folder / "refresh.json").read_text())
     assert record["accepted"] and record["digest"] != before["RM_1"] == record["digest_before"]
     assert source.digests() == {**before, "RM_1": record["digest"]}
     assert load_predictor(folder / "ladder", "RM_0").digest == before["RM_0"]  # the anchor is the one it was
+    assert [step.refreshed for step in steps if step.refreshed] == [record["said"]] and "RM_1 refreshed" in record["said"]
     stamp = (folder / "refresh.json").stat().st_mtime_ns
 
     again, steps = start()
