@@ -66,8 +66,10 @@ class AsyncRewardClient:
         return await self._perform(self._calls.model())
 
     async def put_rung(self, name: str, source: str, *, admin_token: str, digest: str | None = None) -> ModelReply:
-        """Change a rung of the server, or of every one; as `RewardClient.put_rung`."""
-        return await self._perform(self._calls.put_rung(self._connection.endpoints.urls, name, source, digest, admin_token))
+        """Have the server serve another rung; as `RewardClient.put_rung`."""
+        for url in self._connection.endpoints.urls:
+            reply = await self._perform(self._calls.put_rung(url, name, source, digest, admin_token))
+        return reply
 
     async def score_tensor(
         self,

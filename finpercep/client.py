@@ -112,7 +112,9 @@ class RewardClient:
         return RemoteReward(self, self._served(rung).name, weights)
 
     def put_rung(self, name: str, source: str, *, admin_token: str, digest: str | None = None) -> ModelReply:
-        """Have the server, or every one of them, load a rung and serve it as ``name`` from now on; this client expects it then.
+        """Have the server load a rung and serve it as ``name`` from now on; this client expects it then.
+
+        Several servers are told one after the other, up to the first that refuses.
 
         Other clients that hold ``name`` to its former digest raise `RewardChanged` at their next request.
 
@@ -124,10 +126,11 @@ class RewardClient:
 
         Raises:
             RewardRejected: it cannot be loaded, has another digest, or does not score a canary as it should; that server serves
-                its former rung still. Others, where there are several, may serve the new one already: call again, or put the
-                former one back.
+                its former rung still. Of several, those before it serve the new one: call again, or put the former one back.
         """
-        return self._perform(self._calls.put_rung(self._connection.endpoints.urls, name, source, digest, admin_token))
+        for url in self._connection.endpoints.urls:
+            reply = self._perform(self._calls.put_rung(url, name, source, digest, admin_token))
+        return reply
 
     def _served(self, rung: str) -> RungReply:
         served = {reply.name: reply for reply in self.model().rungs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -40,17 +41,29 @@ class NewRung(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: str = Field(description="Name of a ladder's folder in the model root.", max_length=200, examples=["round-2"])
+    source: str = Field(
+        description="Folder in the model root: of a ladder that has the rung, or of that rung alone.",
+        max_length=200,
+        examples=["round-2", "run-7/rungs/RM_2"],
+    )
     digest: str | None = Field(default=None, description="Digest that the rung must have.", max_length=200)
 
 
-def create_app(registry: Registry, settings: Settings) -> FastAPI:
-    """The application over ready rungs. Errors are RFC 9457 problem details."""
-    service = Service(registry, settings)
+def create_app(registry: Registry, settings: Settings, service: Service | None = None) -> FastAPI:
+    """The application over ready rungs. Errors are RFC 9457 problem details.
+
+    Args:
+        registry: the rungs.
+        settings: limits and tokens.
+        service: does the work; one of its own when None. It is closed with the application.
+    """
+    service = service or Service(registry, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        warming = asyncio.create_task(service.warm_up())
         yield
+        warming.cancel()
         service.close()
 
     app = FastAPI(
@@ -71,10 +84,10 @@ def create_app(registry: Registry, settings: Settings) -> FastAPI:
     app.add_middleware(_Headers)
     _answer_errors(app)
 
-    def allowed(request: Request) -> None:
+    async def allowed(request: Request) -> None:  # async, or FastAPI asks a thread
         tokens.require(request, settings.token)
 
-    def administrator(request: Request) -> None:
+    async def administrator(request: Request) -> None:
         if settings.admin_token is None:
             raise Problem(
                 "unauthorised", "this server has no admin token, so nobody may change its rungs; set FINPERCEP_ADMIN_TOKEN"

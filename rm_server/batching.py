@@ -5,7 +5,7 @@ away at once, with a guess of when to come back. Inside it submits jobs. Jobs th
 thread for each runner takes the oldest job and, up to a limit of pixels, those after it with its key, and runs them together.
 
 A batch waits for company only while visitors are inside that have submitted nothing yet, and never longer than a set time: a
-lone request is run at once.
+lone request is run at once. Threads that are idle share what waits, so that none is given all of it.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Batcher(Generic[Work, Result]):
     """The queue and its threads.
 
     Args:
-        runners: one for each device; each has a thread of its own, and all take from one queue.
+        runners: one for each batch that may run at once; each has a thread of its own, and all take from one queue.
         limits: see `BatchLimits`.
         clock: seconds, never going back.
     """
@@ -137,6 +137,12 @@ class Batcher(Generic[Work, Result]):
         """Jobs in the queue."""
         with self._changed:
             return sum(len(bucket) for bucket in self._buckets.values())
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether at most one batch runs, and no job waits."""
+        with self._changed:
+            return self._running <= 1 and not self._buckets
 
     @property
     def pixels_inside(self) -> int:
@@ -190,10 +196,11 @@ class Batcher(Generic[Work, Result]):
         seconds = self._inside / self._rate if self._rate else 1.0
         return min(LONGEST_RETRY, max(1, math.ceil(seconds)))
 
-    def _submit(self, jobs: Sequence[Job[Work]]) -> list[Future[Done[Result]]]:
+    def _submit(self, jobs: Sequence[Job[Work]], *, arrives: bool) -> list[Future[Done[Result]]]:
         now = self.clock()
         entries: list[_Waiting[Work, Result]] = []
         with self._changed:
+            self._expected -= arrives
             for job in jobs:
                 entry: _Waiting[Work, Result] = _Waiting(job, self._arrivals, now)
                 entries.append(entry)
@@ -204,11 +211,6 @@ class Batcher(Generic[Work, Result]):
                     self._buckets.setdefault(entry.job.key, deque()).append(entry)
             self._changed.notify_all()
         return [entry.future for entry in entries]
-
-    def _arrived(self) -> None:
-        with self._changed:
-            self._expected -= 1
-            self._changed.notify_all()
 
     def _leave(self, pixels: int) -> None:
         with self._changed:
@@ -244,7 +246,8 @@ class Batcher(Generic[Work, Result]):
                 if not is_full and self._expected and patience > 0:
                     self._changed.wait(patience)
                     continue
-                batch = [bucket.popleft() for _ in range(count)]
+                idle = len(self._threads) - self._running
+                batch = [bucket.popleft() for _ in range(min(count, math.ceil(len(bucket) / idle)))]
                 if not bucket:
                     del self._buckets[key]
                 batch = [entry for entry in batch if entry.future.set_running_or_notify_cancel()]
@@ -291,8 +294,8 @@ class Visit(Generic[Work, Result]):
 
     def submit(self, jobs: Sequence[Job[Work]]) -> list[Future[Done[Result]]]:
         """Queue the visit's jobs, all of them; the future of each holds its `Done`, or what went wrong with it alone."""
-        self._futures += self._batcher._submit(jobs)
-        self._arrive()
+        self._futures += self._batcher._submit(jobs, arrives=self._is_expected)
+        self._is_expected = False
         return self._futures
 
     def __enter__(self) -> Self:
@@ -301,13 +304,9 @@ class Visit(Generic[Work, Result]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for future in self._futures:
             future.cancel()
-        self._arrive()
-        self._batcher._leave(self._pixels)
-
-    def _arrive(self) -> None:
         if self._is_expected:
-            self._is_expected = False
-            self._batcher._arrived()
+            self._batcher._submit((), arrives=True)
+        self._batcher._leave(self._pixels)
 
 
 def _run(runner: Runner[Work, Result], batch: Sequence[_Waiting[Work, Result]], began: float, clock: Callable[[], float]) -> None:

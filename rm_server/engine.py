@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from finpercep.local_reward import as_pixels
-from finpercep.reward import Rewards, RewardWeights, fuse
+from finpercep.reward import RewardWeights, fuse
 from rm_server.batching import Batcher, BatchLimits, DeadlinePassed, Done, HouseFull, Job, Visit
 from rm_server.problems import Problem, busy
 from rm_server.registry import ServedRung
 
 if TYPE_CHECKING:
     from finpercep.predictor import Predictor, ScoreBatch
+
+REWARD = 1
+"""Column of the reward in `ImageResult.numbers`."""
 
 log = logging.getLogger(__name__)
 
@@ -79,19 +83,33 @@ ImageVisit = Visit[ImageWork, ImageResult]
 
 
 class Engine:
-    """The batcher over a thread for each device.
+    """The batcher over one thread, or several, for each device.
+
+    On CPUs several batches at a time, each on a share of the cores, are faster than one on all of them: threads that work on one
+    batch wait for each other, and for whoever else needs a core. A batch that is alone still gets all cores.
 
     Args:
         devices: how many; a `ServedRung` has a replica for each.
         limits: of batches and of the house.
+        lanes: batches that run at once on one device.
         bf16: whether convolutions run in bfloat16.
         request_seconds: longest time an image may wait for its turn.
     """
 
-    def __init__(self, devices: int, limits: BatchLimits, *, bf16: bool = False, request_seconds: float = 120.0) -> None:
-        runners = [functools.partial(run_batch, device, bf16=bf16) for device in range(devices)]
+    def __init__(
+        self, devices: int, limits: BatchLimits, *, lanes: int = 1, bf16: bool = False, request_seconds: float = 120.0
+    ) -> None:
+        self._cores, self._lanes, self._bf16 = torch.get_num_threads(), lanes, bf16
+        runners = [functools.partial(self._run, device) for device in range(devices) for _ in range(lanes)]
         self.batcher: Batcher[ImageWork, ImageResult] = Batcher(runners, limits)
         self.request_seconds = request_seconds
+
+    def _run(self, device: int, works: Sequence[ImageWork]) -> list[ImageResult | Exception]:
+        if self._lanes > 1:
+            share = self._cores if self.batcher.is_calm else max(1, self._cores // self._lanes)
+            if share != torch.get_num_threads():
+                torch.set_num_threads(share)  # of this thread, and of threads that begin later
+        return run_batch(device, works, bf16=self._bf16)
 
     def enter(self, pixels: int) -> ImageVisit:
         """Room for ``pixels``.
@@ -150,12 +168,12 @@ def run_batch(device: int, works: Sequence[ImageWork], *, bf16: bool = False) ->
     with torch.set_grad_enabled(first.grad), torch.autocast(on.type, torch.bfloat16, enabled=bf16):
         batch = predictor.score(images) if lr is None else predictor.score(images, lr)
     with torch.set_grad_enabled(first.grad):
-        rewards = [_fused(batch, index, work.weights) for index, work in enumerate(works)]
-        grads = torch.autograd.grad(torch.cat([one.reward for one in rewards]).sum(), images)[0].cpu() if first.grad else None
+        numbers = _numbers(batch, [work.weights for work in works])
+        grads = torch.autograd.grad(numbers[:, REWARD].sum(), images)[0].cpu() if first.grad else None
     maps = None
     if batch.map is not None and any(work.map for work in works):
         maps = batch.map.detach().float().cpu()
-    numbers = torch.stack([_numbers(one) for one in rewards]).cpu()
+    numbers = numbers.detach().cpu()
     results = [
         ImageResult(
             numbers[index],
@@ -177,21 +195,28 @@ def _stacked(images: Sequence[torch.Tensor], device: torch.device) -> torch.Tens
     return as_pixels(batch, device)
 
 
-def _fused(batch: ScoreBatch, index: int, weights: RewardWeights) -> Rewards:
-    one = slice(index, index + 1)
-    return fuse(batch.score[one].float(), None if batch.map is None else batch.map[one].float(), weights)
+def _numbers(batch: ScoreBatch, weights: Sequence[RewardWeights]) -> torch.Tensor:
+    """float32 (N, 4), as `ImageResult.numbers`; gradients flow from the rewards alone.
 
-
-def _numbers(rewards: Rewards) -> torch.Tensor:
-    columns = (rewards.score, rewards.reward, rewards.max_degradation, rewards.mean_degradation)
-    return torch.cat([column.detach().float() for column in columns])
+    Images of equal weights are fused together.
+    """
+    score, degradation = batch.score.float(), None if batch.map is None else batch.map.float()
+    rows: list[torch.Tensor] = []
+    start = 0
+    for shared, group in itertools.groupby(weights):
+        end = start + len(list(group))
+        rewards = fuse(score[start:end], None if degradation is None else degradation[start:end], shared)
+        monitored = (rewards.max_degradation.detach(), rewards.mean_degradation.detach())
+        rows.append(torch.stack([rewards.score.detach(), rewards.reward, *monitored], dim=1))
+        start = end
+    return torch.cat(rows)
 
 
 def _tiled(predictor: Predictor, work: ImageWork) -> list[ImageResult]:
     with torch.no_grad():
         batch = predictor.score_one(work.image) if work.lr is None else predictor.score_one(work.image, work.lr)
-        numbers = _numbers(_fused(batch, 0, work.weights)).cpu()
-    return [ImageResult(numbers, batch.map[0].cpu() if work.map and batch.map is not None else None, None)]
+        numbers = _numbers(batch, [work.weights]).cpu()
+    return [ImageResult(numbers[0], batch.map[0].cpu() if work.map and batch.map is not None else None, None)]
 
 
 def _finite(rung: ServedRung, results: Sequence[ImageResult]) -> list[ImageResult | Exception]:

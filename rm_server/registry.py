@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from finpercep.checkpoint import CONFIG_NAME, LADDER_NAME
 from finpercep.errors import ConfigError, FinpercepError
 from finpercep.wire import WIRE_VERSION, ModelId, ModelReply, RungReply
 from rm_server import canary
@@ -40,9 +41,14 @@ class ServedRung:
         """Replicas of one rung."""
         return cls(tuple(replicas), canary.expected_numbers(replicas[0]))
 
+    def compile(self) -> None:
+        """Have `torch.compile` make it quicker, when it next scores; ``expected`` stays what the trained model says."""
+        for replica in self.replicas:
+            replica.network.compile()
+
     @property
     def name(self) -> str:
-        """Of its ladder."""
+        """Of its ladder; of a rung that came alone, its source."""
         return self.replicas[0].name
 
     @property
@@ -129,6 +135,11 @@ class Registry:
         with self._lock:
             self._rungs = {**self._rungs, name: rung}
 
+    def become(self, rungs: Mapping[str, ServedRung]) -> None:
+        """Serve exactly these from now on, RM_0 first: all of them at once."""
+        with self._lock:
+            self._rungs = dict(rungs)
+
     def describe(self) -> ModelReply:
         """What ``GET /model`` says."""
         served = dict(self._rungs)
@@ -141,40 +152,67 @@ class Registry:
 
 
 def load_rung(root: Path, source: str, rung: str, devices: Sequence[torch.device], digest: str | None = None) -> ServedRung:
-    """A rung of one of the ladders in ``root``.
+    """A rung out of the model root.
 
     Args:
-        root: folder of ladders.
-        source: name of the ladder's folder; it is looked for among what ``root`` holds, never opened as a path.
-        rung: which of it.
+        root: folder of ladders and rungs.
+        source: path in ``root`` of a ladder's folder that has the rung, or of the folder of a rung alone, which is then served by
+            the name ``rung``. Each of its names is looked for among what there is; it is never opened as a path.
+        rung: which.
         devices: to load it on.
         digest: that it must have.
 
     Raises:
-        Problem: there is no such ladder or rung, it cannot be read, or it has another digest.
+        Problem: there is no such folder or rung, it cannot be read, or it has another digest.
     """
-    from finpercep.predictor import load_predictor
-
-    ladders = {folder.name: folder for folder in root.iterdir() if (folder / "ladder.json").is_file()}
-    if source not in ladders:
-        raise Problem(
-            "not-found",
-            f"the model root has no ladder {source[:80]!r}; it has {', '.join(sorted(ladders)) or 'none'}",
-            field="source",
-            expected="the name of a folder with a ladder.json",
-            received=source[:80],
-        )
+    folder = _found(root, source)
     try:
-        replicas = [load_predictor(ladders[source], rung, device) for device in devices]
+        replicas = [_loaded(folder, source, rung, device) for device in devices]
     except FinpercepError as error:
-        raise Problem("conflict", f"{source}: {error}") from error
-    loaded = ServedRung.of(replicas)
-    if digest is not None and loaded.digest != digest:
+        raise Problem("conflict", f"{source[:80]}: {error}") from error
+    found = replicas[0].digest
+    if digest is not None and found != digest:
         raise Problem(
             "conflict",
-            f"{source}/{rung} has digest {loaded.digest}, not the one that was asked for",
+            f"{source}/{rung} has digest {found}, not the one that was asked for",
             field="digest",
             expected=digest[:100],
-            received=loaded.digest,
+            received=found,
         )
-    return loaded
+    return ServedRung.of(replicas)
+
+
+def _loaded(folder: Path, source: str, rung: str, device: torch.device) -> Predictor:
+    from finpercep.predictor import Predictor, load_predictor
+    from finpercep.reward_model.model import FinPercepRM
+
+    if (folder / LADDER_NAME).is_file():
+        return load_predictor(folder, rung, device)
+    model = FinPercepRM.load(folder)
+    assert model.digest is not None  # it was read from disk
+    return Predictor(model, name=source, rung=rung, digest=model.digest, device=device)
+
+
+def _found(root: Path, source: str) -> Path:
+    """The folder of a source. Raises `Problem`."""
+    folder: Path | None = root
+    for name in source.split("/"):
+        folder = None if folder is None else next((one for one in _folders(folder) if one.name == name), None)
+    if folder is None or not _is_source(folder):
+        there = [f"{one.name}{'' if _is_source(one) else '/'}" for one in _folders(root)]
+        raise Problem(
+            "not-found",
+            f"the model root has no ladder or rung {source[:80]!r}; it has {', '.join(sorted(there)[:20]) or 'nothing'}",
+            field="source",
+            expected=f"a folder with a {LADDER_NAME} or a {CONFIG_NAME}",
+            received=source[:80],
+        )
+    return folder
+
+
+def _is_source(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (LADDER_NAME, CONFIG_NAME))
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [one for one in folder.iterdir() if one.is_dir()]

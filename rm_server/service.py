@@ -9,8 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from starlette.requests import Request
 
+from finpercep.errors import ConfigError
+from finpercep.local_reward import side_fault
 from finpercep.reward import RewardWeights
 from finpercep.wire import ScoreReply, Timing, decode_request, encode_response
 from rm_server import canary
@@ -26,8 +29,14 @@ from rm_server.tensors import respond, works
 
 T = TypeVar("T")
 
-CPU_BATCH_PIXELS, GPU_BATCH_PIXELS = 512 * 1024, 32 * 1024 * 1024
-"""Pixels of a batch: on CPUs, where it is no longer faster (`benchmarks/serving.py` has every size); on GPUs, not measured."""
+CPU_BATCH_PIXELS, GPU_BATCH_PIXELS = 128 * 1024, 32 * 1024 * 1024
+"""Pixels of a batch: on CPUs, where it is fastest (`benchmarks/serving.py` has every size); on GPUs, not measured."""
+
+CPU_LANES = 4
+"""Most batches at once on a CPU by default: each takes memory of its own."""
+
+INLINE_BYTES = 512 * 1024
+"""A tensor message up to this size is read on the event loop: handing it to another thread would take longer."""
 
 CANARY_SECONDS = 5.0
 """A canary's result is believed for so long, so that probes cost little."""
@@ -39,19 +48,64 @@ class Service:
     Args:
         registry: the rungs.
         settings: limits and the model root.
+
+    Raises:
+        ConfigError: a size of ``settings.warm_up`` cannot be scored.
     """
 
     def __init__(self, registry: Registry, settings: Settings) -> None:
         self.registry, self.settings = registry, settings
+        for height, width in settings.warm_up_sizes:
+            self._check_warm_up(height, width)
         self.devices = [replica.device for replica in registry.default.replicas]
         of_device = CPU_BATCH_PIXELS if self.devices[0].type == "cpu" else GPU_BATCH_PIXELS
         limits = BatchLimits(settings.batch_pixels or of_device, settings.house_pixels, settings.wait_ms / 1000)
         bf16 = settings.precision == "bf16"
-        self.engine = Engine(len(self.devices), limits, bf16=bf16, request_seconds=settings.request_seconds)
+        self.engine = Engine(len(self.devices), limits, lanes=self._lanes(), bf16=bf16, request_seconds=settings.request_seconds)
         self.metrics = Metrics(self.engine.batcher)
         self._tolerance = canary.BF16_TOLERANCE if bf16 else canary.TOLERANCE
         self._pool = ThreadPoolExecutor(settings.decoders, thread_name_prefix="codec")
         self._canaries: dict[str, tuple[float, str | None]] = {}
+        self._cold: str | None = "it is warming up" if settings.warm_up_sizes else None
+        if settings.compile:
+            for rung in registry.rungs:
+                rung.compile()
+
+    def _lanes(self) -> int:
+        """Compiled models are made for one number of threads, so they have one lane."""
+        if self.settings.lanes is not None:
+            return self.settings.lanes
+        return 1 if self.settings.compile or self.devices[0].type != "cpu" else min(CPU_LANES, torch.get_num_threads())
+
+    def _check_warm_up(self, height: int, width: int) -> None:
+        fault = side_fault(height, width, self.registry.default.min_side)
+        if height * width > self.settings.max_pixels:
+            fault = f"image must have at most {self.settings.max_pixels} pixels, got {width}x{height}"
+        if fault:
+            raise ConfigError(f"warm_up: {fault}")
+
+    async def warm_up(self) -> None:
+        """Score blank images of ``settings.warm_up`` on every rung; until then, or if it fails, the server is not ready."""
+        try:
+            for rung in self.registry.rungs:
+                await self._warm(rung)
+        except Problem as problem:
+            self._cold = f"its warm-up failed: {problem}"
+        else:
+            self._cold = None
+
+    async def _warm(self, rung: ServedRung) -> None:
+        """Alone and in full batches, with gradients and without. Raises `Problem`."""
+        for height, width in self.settings.warm_up_sizes:
+            blank = torch.full((3, height, width), 128, dtype=torch.uint8)
+            most = self.engine.batcher.limits.batch_pixels // (height * width)
+            for grad in (False, True):
+                for count in sorted({1, max(1, min(most, self.settings.max_images))}):
+                    with self.engine.enter(0) as visit:
+                        works = [ImageWork(rung, blank, RewardWeights(), grad=grad)] * count
+                        for outcome in await self.engine.score(visit, works):
+                            if isinstance(outcome, Problem):
+                                raise outcome
 
     def close(self) -> None:
         """Finish what runs; drop what waits."""
@@ -83,7 +137,7 @@ class Service:
     async def score_tensors(self, request: Request, body: bytes) -> bytes:
         """The same for a safetensors message."""
         begun = time.perf_counter()
-        asked = await self._on_pool(decode_request, body)
+        asked = decode_request(body) if len(body) <= INLINE_BYTES else await self._on_pool(decode_request, body)
         if len(asked) > self.settings.max_images:
             sentence = f"a request must have at most {self.settings.max_images} images, got {len(asked)}"
             raise Problem("too-large", sentence, field="images", received=len(asked))
@@ -95,7 +149,9 @@ class Service:
             self._note(request, rung, outcomes)
             results = [_result(outcome) for outcome in outcomes]
             timing = _timing(outcomes, decoded)
-            return await self._on_pool(lambda: encode_response(respond(rung, asked, results, timing)))
+            if asked.grad or asked.map:
+                return await self._on_pool(lambda: encode_response(respond(rung, asked, results, timing)))
+            return encode_response(respond(rung, asked, results, timing))
 
     async def put_rung(self, name: str, source: str, digest: str | None) -> None:
         """Serve rung ``name`` of the ladder ``source`` from now on, once its canary has lived.
@@ -103,21 +159,31 @@ class Service:
         Raises:
             Problem: it cannot be loaded, or its canary has another result than it should.
         """
+        self.registry.replace(name, await self._proven(name, source, digest))
+        self.metrics.swaps.labels(name).inc()
+
+    async def _proven(self, name: str, source: str, digest: str | None) -> ServedRung:
+        """That rung, loaded; its canary has lived. Raises as `put_rung`."""
         if self.settings.model_root is None:
             raise Problem("conflict", "this server has no model root to load rungs from; start it with --model-root DIR")
         rung = await asyncio.to_thread(self._load, self.settings.model_root, source, name, digest)
+        await self._warm(rung)
         if fault := await self._canary_fault(rung):
             raise Problem("conflict", f"{source}/{name} was not put in place: {fault}")
-        self.registry.replace(name, rung)
-        self.metrics.swaps.labels(name).inc()
+        return rung
 
     def _load(self, root: Path, source: str, name: str, digest: str | None) -> ServedRung:
         """Load a rung while nothing is scored: `torch.fx`, which makes it quick, patches how any thread calls modules."""
         with self.engine.batcher.paused():
-            return load_rung(root, source, name, self.devices, digest)
+            rung = load_rung(root, source, name, self.devices, digest)
+        if self.settings.compile:
+            rung.compile()
+        return rung
 
     async def readiness_fault(self) -> str | None:
         """Why the default rung is not ready, or None; what its canary said a moment ago still counts."""
+        if self._cold:
+            return self._cold
         rung = self.registry.default
         then, fault = self._canaries.get(rung.digest, (-CANARY_SECONDS, None))
         if time.monotonic() - then >= CANARY_SECONDS:

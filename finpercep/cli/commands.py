@@ -7,6 +7,7 @@ from collections.abc import Callable
 import typer
 
 from finpercep.cli.demo import demo
+from finpercep.cli.doctor import doctor
 from finpercep.cli.eval_rm import eval_rm
 from finpercep.cli.export import export
 from finpercep.cli.finetune import finetune
@@ -35,6 +36,7 @@ def register(app: typer.Typer) -> None:
         "finetune": finetune,
         "upscale": upscale,
         "report": report,
+        "doctor": doctor,
     }
     for name, command in commands.items():
-        app.command(name, no_args_is_help=name not in {"demo", "serve"})(command)
+        app.command(name, no_args_is_help=name not in {"demo", "serve", "doctor"})(command)

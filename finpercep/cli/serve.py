@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from rm_server.settings import Settings
 
 
+SWITCH_SECONDS = 0.0005
+"""A thread that needs the interpreter for the next layer of a model waits no longer for the event loop (Python: 5 ms)."""
+
+
 def serve(
     model: Annotated[Path | None, typer.Option(help="Folder of a ladder; the packaged one when absent.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on (default 127.0.0.1).")] = None,
@@ -21,8 +26,14 @@ def serve(
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda[:i], or several separated by commas: a worker on each.")
     ] = None,
-    model_root: Annotated[Path | None, typer.Option(help="Folder of ladders that PUT /rungs/NAME may load rungs from.")] = None,
+    model_root: Annotated[
+        Path | None, typer.Option(help="Folder of the ladders and rungs that PUT /rungs/NAME may load.")
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 (default) or bf16.")] = None,
+    compile: Annotated[bool | None, typer.Option("--compile", help="Make the models quicker by torch.compile.")] = None,
+    warm_up: Annotated[
+        str | None, typer.Option(help="Sizes to score before /readyz says so: 256,640x480; above all with --compile.")
+    ] = None,
 ) -> None:
     """Serve a reward model over HTTP. Prints its address when it is ready; options may also come as FINPERCEP_PORT, ….
 
@@ -49,13 +60,16 @@ def serve(
         "device": device,
         "model_root": model_root,
         "precision": precision,
+        "compile": compile,
+        "warm_up": warm_up,
     }
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         fault = error.errors()[0]
         setting = ".".join(map(str, fault["loc"]))  # no received value: it may be a token
-        raise ConfigError(f"{setting}: {fault['msg']}" if setting else fault["msg"].removeprefix("Value error, ")) from error
+        message = fault["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{setting}: {message}" if setting else message) from error
     folder = settings.model or packaged_model_folder()
     ladders = [load_predictors(folder, resolve_device(name.strip())) for name in settings.device.split(",")]
     registry = Registry({rung: [ladder[rung] for ladder in ladders] for rung in ladders[0]})
@@ -83,6 +97,7 @@ def run_server(registry: Registry, settings: Settings) -> None:
             if self.started:
                 print(f"finpercep: serving {default.rung} (digest {default.digest}) on {address}", flush=True)
 
+    sys.setswitchinterval(SWITCH_SECONDS)
     with _listen(settings.host, settings.port) as listener:
         name, port = listener.getsockname()[:2]
         address = f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"

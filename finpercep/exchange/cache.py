@@ -69,7 +69,7 @@ def content_of(image: bytes | torch.Tensor, lr: bytes | torch.Tensor | None) -> 
     for one in (image, lr):
         if isinstance(one, torch.Tensor):
             sha.update(f"{one.dtype} {tuple(one.shape)}\0".encode())
-            sha.update(one.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            sha.update(one.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         elif one is not None:
             sha.update(f"{len(one)}\0".encode())
             sha.update(one)

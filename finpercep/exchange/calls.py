@@ -93,12 +93,10 @@ class Calls:
                 self._pins.pin(url, rung.name, rung.digest)
             return reply
 
-        return Call([Ask("GET", "/model", read)], _last)
+        return Call([Ask("GET", "/model", read)], _only)
 
-    def put_rung(
-        self, urls: Sequence[str], name: str, source: str, digest: str | None, admin_token: str
-    ) -> Call[ModelReply, ModelReply]:
-        """``PUT /rungs/NAME`` on each server; from then on this client expects the new rung."""
+    def put_rung(self, url: str, name: str, source: str, digest: str | None, admin_token: str) -> Call[ModelReply, ModelReply]:
+        """``PUT /rungs/NAME`` on one server; from then on this client expects the new rung."""
 
         def read(url: str, body: bytes) -> ModelReply:
             reply = _model_reply(url, body)
@@ -112,7 +110,7 @@ class Calls:
             "json": {"source": source} | ({} if digest is None else {"digest": digest}),
             "headers": {"Authorization": f"Bearer {admin_token}"},
         }
-        return Call([Ask("PUT", f"/rungs/{quote(name, safe='')}", read, lambda: content, url=url) for url in urls], _last)
+        return Call([Ask("PUT", f"/rungs/{quote(name, safe='')}", read, lambda: content, url=url)], _only)
 
     def tensors(
         self,
@@ -227,5 +225,6 @@ def _model_reply(url: str, body: bytes) -> ModelReply:
         return parse_reply(ModelReply, body)
 
 
-def _last(replies: Sequence[T]) -> T:
-    return replies[-1]
+def _only(replies: Sequence[T]) -> T:
+    (reply,) = replies
+    return reply

@@ -56,10 +56,10 @@ def in_chunks(request: ScoreRequest) -> list[ScoreRequest]:
 def part_of(request: ScoreRequest, indices: Sequence[int]) -> ScoreRequest:
     """The request about some of its images alone; of a range nothing is copied."""
 
-    def some(stack: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor | Sequence[torch.Tensor]:
+    def some(stack: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor | tuple[torch.Tensor, ...]:
         if isinstance(indices, range):
             return stack[indices.start : indices.stop]
-        return stack[list(indices)] if isinstance(stack, torch.Tensor) else [stack[index] for index in indices]
+        return stack[list(indices)] if isinstance(stack, torch.Tensor) else tuple(stack[index] for index in indices)
 
     lr = None if request.lr is None else some(request.lr)
     return dataclasses.replace(request, images=some(request.images), lr=lr)
@@ -91,7 +91,9 @@ def joined(request: ScoreRequest, parts: Sequence[Part]) -> ScoreResponse:
     if not answered:
         assert isinstance(parts[0], RewardRejected)
         raise parts[0]
-    if len(parts) == 1:
+    has_failed = any(not isinstance(part, ScoreResponse) or part.errors for part in parts)
+    stacked = isinstance(request.images, torch.Tensor) and not has_failed
+    if len(parts) == 1 and stacked == _is_stacked(answered[0]):
         return answered[0]
     numbers: dict[str, torch.Tensor] = {
         name: torch.cat(
@@ -105,7 +107,6 @@ def joined(request: ScoreRequest, parts: Sequence[Part]) -> ScoreResponse:
         faults = part.errors if isinstance(part, ScoreResponse) else {0: str(part)}
         errors |= {start + index: text for index, text in faults.items()}
         start += _length(part)
-    stacked = isinstance(request.images, torch.Tensor) and not errors
     return ScoreResponse(
         **numbers,
         model=answered[0].model,
@@ -140,16 +141,21 @@ def _single(stack: Stack, index: int) -> tuple[torch.Tensor] | None:
     return None if one is None else (one.clone(),)
 
 
+def _is_stacked(response: ScoreResponse) -> bool:
+    return not any(isinstance(stack, tuple) for stack in (response.maps, response.grads))
+
+
 def _length(part: Part) -> int:
     return len(part) if isinstance(part, ScoreResponse) else 1
 
 
 def _joined_stacks(parts: Sequence[Part], name: str, stacked: bool) -> Stack:
-    singles: list[torch.Tensor | None] = []
+    alone: list[torch.Tensor | None] = []
     for part in parts:
         stack: Stack = getattr(part, name, None)
-        singles += [None] * _length(part) if stack is None else list(stack)
-    found = [single for single in singles if single is not None]
+        alone += [None] * _length(part) if stack is None else list(stack)
+    found = [single for single in alone if single is not None]
     if not found:
         return None
-    return torch.stack(found) if stacked and len(found) == len(singles) else tuple(singles)
+    can_be_stacked = len(found) == len(alone) and len({one.shape for one in found}) == 1
+    return torch.stack(found) if stacked and can_be_stacked else tuple(alone)

@@ -153,7 +153,10 @@ def _pack(stack: torch.Tensor | Sequence[torch.Tensor | None] | None, stacked: s
     if isinstance(stack, torch.Tensor):
         return {stacked: stack.detach().cpu().contiguous()}
     # clone: safetensors refuses two names for one memory, and views of one batch are just that
-    return {f"{single}.{index}": one.detach().cpu().clone() for index, one in enumerate(stack) if one is not None}
+    form = torch.contiguous_format
+    return {
+        f"{single}.{index}": one.detach().cpu().clone(memory_format=form) for index, one in enumerate(stack) if one is not None
+    }
 
 
 def _unpack(where: str, tensors: Tensors, stacked: str, single: str, count: int | None) -> Stack:

@@ -5,6 +5,8 @@ Both ends build these same classes, so a message that breaks the contract is ref
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -111,7 +113,7 @@ class ScoreResponse:
 
     def __post_init__(self) -> None:
         self._check_errors()
-        failed = torch.tensor([index in self.errors for index in range(len(self))])
+        failed = [index in self.errors for index in range(len(self))]
         for name in ("score", "reward", "max_degradation", "mean_degradation"):
             self._check_numbers(name, getattr(self, name), failed, unit=name != "reward")
         self._check_stack("maps", self.maps, ("H", "W"))
@@ -125,15 +127,16 @@ class ScoreResponse:
         if stray:
             raise WireError(RESPONSE, "errors", f"image numbers below {len(self)}", stray[0])
 
-    def _check_numbers(self, name: str, tensor: torch.Tensor, failed: torch.Tensor, unit: bool) -> None:
+    def _check_numbers(self, name: str, tensor: torch.Tensor, failed: list[bool], unit: bool) -> None:
         shape = tuple(tensor.shape)
         if tensor.dtype != torch.float32 or shape != (len(self),) or not shape[0]:
             raise WireError(RESPONSE, name, f"float32, shape ({max(1, len(self))},)", f"{tensor.dtype}, shape {shape}")
-        if not torch.equal(tensor.isnan(), failed):
-            raise WireError(RESPONSE, name, "NaN for images with an error and for no others", tensor.tolist())
-        numbers = tensor[~failed]
-        if not numbers.isfinite().all() or (unit and ((numbers < 0) | (numbers > 1)).any()):
-            raise WireError(RESPONSE, name, "numbers in [0, 1]" if unit else "finite numbers", tensor.tolist())
+        numbers = tensor.tolist()
+        if [math.isnan(number) for number in numbers] != failed:
+            raise WireError(RESPONSE, name, "NaN for images with an error and for no others", numbers)
+        low, high = (0, 1) if unit else (-sys.float_info.max, sys.float_info.max)
+        if not all(low <= number <= high for number in numbers if not math.isnan(number)):
+            raise WireError(RESPONSE, name, "numbers in [0, 1]" if unit else "finite numbers", numbers)
 
     def _check_stack(self, name: str, stack: torch.Tensor | Sequence[torch.Tensor | None] | None, axes: tuple[str, ...]) -> None:
         if stack is None:

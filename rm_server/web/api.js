@@ -32,12 +32,16 @@ export async function getModel() {
 /**
  * Score pictures: `POST /score`.
  * @param {{name: string, blob: Blob}[]} pictures
+ * @param {{name: string, blob: Blob} | null} lr the low-resolution picture that all of them were made from
  * @param {Record<string, string>} options query parameters
  * @param {AbortSignal} signal
  */
-export async function score(pictures, options, signal) {
+export async function score(pictures, lr, options, signal) {
   const body = new FormData();
-  for (const picture of pictures) body.append("image", picture.blob, picture.name);
+  for (const picture of pictures) {
+    body.append("image", picture.blob, picture.name);
+    if (lr) body.append("lr", lr.blob, lr.name);
+  }
   return (await ask(`score?${new URLSearchParams(options)}`, { method: "POST", body, signal })).json();
 }
 

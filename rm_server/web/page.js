@@ -12,7 +12,7 @@ import { openPicture } from "./picture.js";
 import { Planting } from "./planting.js";
 import { regionList } from "./region_list.js";
 import { findRegions } from "./regions.js";
-import { optionsFor, scorePictures, servedModel } from "./scoring.js";
+import { isScored, optionsFor, scorePictures, servedModel } from "./scoring.js";
 import { Viewer } from "./viewer.js";
 
 const SAMPLE = "web/sample.jpg";
@@ -20,14 +20,16 @@ const MOST_REGIONS = 8; // in all; beyond it a list is no longer read
 
 /**
  * All that the page knows. `viewers` has one for each of `pictures`, `scored` are the last ones that got their results,
- * `rung` is null until the server said what it serves.
+ * `rung` is null until the server said what it serves, `blind` are the rungs that take no LR picture, `lr` is the LR picture and
+ * `scoredLr` the one that the last results were beside.
  */
-const state = { pictures: [], viewers: [], scored: [], rung: null, running: null };
+const state = { pictures: [], viewers: [], scored: [], rung: null, blind: new Set(), lr: null, scoredLr: null, running: null };
 
 const planting = new Planting((spoilt) => {
   setPictures(spoilt ? [planting.original, spoilt] : [planting.original]);
 });
 const opacity = () => Number(byId("opacity").value) / 100;
+const usedLr = () => (state.blind.has(state.rung) ? null : state.lr);
 const threshold = () => Number(byId("threshold").value);
 
 /** Another picture, or several: the first two are compared; a single one is compared to what is there. */
@@ -88,7 +90,7 @@ async function score() {
   showBusy("Scoring…");
   say("Scoring");
   try {
-    await scorePictures(state.pictures, state.rung, running.signal, (seconds) =>
+    await scorePictures(state.pictures, state.rung, usedLr(), running.signal, (seconds) =>
       showBusy(seconds ? `The server is busy; asking again in ${seconds} s` : "Scoring…"),
     );
     if (state.running === running) announce();
@@ -100,15 +102,35 @@ async function score() {
 
 function announce() {
   state.scored = state.pictures;
+  state.scoredLr = state.lr;
   showResults();
   const scores = state.pictures.map(({ name, result: { item } }) => `${name}: ${item.error ?? `score ${item.score.toFixed(3)}`}`);
   say(scores.join("; "));
 }
 
+/** Score beside a low-resolution picture, or without one again (null). */
+function setLr(picture) {
+  state.lr = picture;
+  showLr();
+  score();
+}
+
+function showLr() {
+  const taken = !state.blind.has(state.rung);
+  byId("choose-lr").hidden = !taken;
+  byId("lr").hidden = !taken || state.lr === null;
+  byId("lr-name").textContent = state.lr?.name ?? "";
+  showCurl();
+}
+
 /** A picture that the server does not take leaves the page to those that were there before; the sentence stays. */
 function fail(error) {
   const failed = state.pictures.filter((picture) => picture.result === null);
-  if (error.status >= 400 && error.status < 500 && failed.length && state.pictures !== state.scored) {
+  if (error.status >= 400 && error.status < 500 && state.lr && state.lr !== state.scoredLr) {
+    const { name } = state.lr;
+    setLr(state.scoredLr);
+    showProblem({ title: `${name} was not taken as LR picture`, detail: `${error.title}: ${error.detail}` });
+  } else if (error.status >= 400 && error.status < 500 && failed.length && state.pictures !== state.scored) {
     const names = failed.map((picture) => picture.name).join(" and ");
     setPictures(state.scored);
     showProblem({ title: `${names} was not scored`, detail: `${error.title}: ${error.detail}` });
@@ -122,7 +144,7 @@ function fail(error) {
 
 function showResults() {
   const { pictures, viewers } = state;
-  const current = pictures.map((picture) => (picture.result?.model.rung === state.rung ? picture.result : null));
+  const current = pictures.map((picture) => (isScored(picture, state.rung, usedLr()) ? picture.result : null));
   viewers.forEach((viewer, index) => {
     viewer.showMap(current[index]?.map ?? null);
     if (planting.active) viewer.showPlaces(planting.defects);
@@ -170,7 +192,7 @@ function showDownloads() {
 function showCurl() {
   if (!state.pictures.length || state.rung === null) return;
   const options = { ...optionsFor(state.pictures[0], state.rung), region_threshold: threshold() };
-  byId("curl").textContent = curlCommand(state.pictures, options, hasToken());
+  byId("curl").textContent = curlCommand(state.pictures, usedLr(), options, hasToken());
 }
 
 function showRungs(model) {
@@ -178,7 +200,7 @@ function showRungs(model) {
     const input = element("input", { type: "radio", name: "rung", value: rung.name, checked: rung.name === state.rung });
     input.addEventListener("change", () => {
       state.rung = rung.name;
-      showCurl();
+      showLr();
       score();
     });
     return element("label", { title: `${rung.has_map ? "" : "No map. "}${rung.digest}` }, input, element("span", {}, rung.name));
@@ -190,7 +212,9 @@ async function start() {
   try {
     const model = await servedModel();
     state.rung = model.rung;
+    state.blind = new Set(model.rungs.filter((rung) => !rung.takes_lr).map((rung) => rung.name));
     showRungs(model);
+    showLr();
     showResults();
     score();
   } catch (error) {
@@ -224,8 +248,18 @@ byId("start-over").addEventListener("click", () => {
   planting.end();
   clearProblem();
   state.scored = [];
+  state.lr = state.scoredLr = null;
+  showLr();
   setPictures([]);
 });
+byId("choose-lr").addEventListener("click", () => byId("lr-file").click());
+byId("lr-file").addEventListener("change", ({ target }) => {
+  const [file] = target.files;
+  clearProblem();
+  setLr({ name: file.name, blob: file });
+  target.value = ""; // the same file may be chosen again
+});
+byId("remove-lr").addEventListener("click", () => setLr(null));
 byId("plant").addEventListener("click", togglePlanting);
 byId("sample-plant").addEventListener("click", async () => {
   await takeSample();

@@ -8,7 +8,7 @@ export class Picture {
    */
   constructor(name, blob, canvas) {
     Object.assign(this, { name, blob, canvas });
-    /** What a rung said of it: {rung, digest, item, map, timing}; null before. */
+    /** What a rung said of it: {model, lr, timing, elapsed, item, map}; null before. */
     this.result = null;
   }
 

@@ -18,30 +18,36 @@ export async function servedModel() {
   return withToken(getModel);
 }
 
+/** Whether a picture has been scored by this rung, beside this LR picture or without one. */
+export function isScored({ result }, rung, lr) {
+  return result !== null && result.model.rung === rung && result.lr === lr;
+}
+
 /**
- * Score pictures that have no result of this rung and give them one. Pictures of like options go in one request.
+ * Score pictures that have no result of this rung and LR picture and give them one. Pictures of like options go in one request.
  * @param {import("./picture.js").Picture[]} pictures
  * @param {string} rung
+ * @param {{name: string, blob: Blob} | null} lr the low-resolution picture that all of them were made from
  * @param {AbortSignal} signal
  * @param {(seconds: number) => void} waiting told, each second, how long a busy server wants to be left alone; 0 at the end
  * @throws {Problem}
  */
-export async function scorePictures(pictures, rung, signal, waiting) {
-  const stale = pictures.filter((picture) => picture.result?.model.rung !== rung);
+export async function scorePictures(pictures, rung, lr, signal, waiting) {
+  const stale = pictures.filter((picture) => !isScored(picture, rung, lr));
   for (const group of groups(stale, rung)) {
     const begun = performance.now();
     const options = { ...optionsFor(group[0], rung), regions: "false" }; // the page finds them itself
-    const reply = await withPatience(() => withToken(() => score(group, options, signal)), signal, waiting);
+    const reply = await withPatience(() => withToken(() => score(group, lr, options, signal)), signal, waiting);
     const elapsed = performance.now() - begun;
     for (const [index, item] of reply.items.entries()) {
       const map = item.map === null ? null : await decodeMap(item.map);
-      group[index].result = { model: reply.model, timing: reply.timing, elapsed, item, map };
+      group[index].result = { model: reply.model, lr, timing: reply.timing, elapsed, item, map };
     }
   }
   const digests = new Set(pictures.map((picture) => picture.result.model.digest));
   if (digests.size < 2) return;
   for (const picture of pictures) picture.result = null; // the rung was changed on the server: numbers of two cannot be compared
-  await scorePictures(pictures, rung, signal, waiting);
+  await scorePictures(pictures, rung, lr, signal, waiting);
 }
 
 function groups(pictures, rung) {

@@ -331,6 +331,21 @@ def test_a_busy_server_is_asked_again_when_it_says(status):
     assert len(calls) == 3 and clock.slept == [7.0, 7.0]
 
 
+def test_a_proxy_whose_server_died_is_asked_again():
+    """Ray Serve's proxy answers so when a replica dies under a request; a server's own 500 has a sentence."""
+    broken = httpx.Response(500, text="Internal Server Error")
+    answers = [broken, broken]
+    app = AppTransport(create_app(registry_of(fake_ladder()), Settings()))
+    transport = httpx.MockTransport(lambda request: answers.pop() if answers else app.handle_request(request))
+    clock = Clock()
+    with RewardClient(URL, transport=transport, sleep=clock.sleep, clock=clock) as client:
+        assert client.model().name == "fake" and len(clock.slept) == 2
+    with RewardClient(URL, transport=httpx.MockTransport(lambda _: broken), sleep=clock.sleep, clock=clock) as client:
+        with pytest.raises(RewardUnavailable, match="answered 500"):
+            client.model()
+        assert clock.now <= 1 + 3  # as long as a lost connection is
+
+
 def test_one_deadline_for_all_tries_of_a_call():
     transport, calls = failing(*[503] * 999)
     clock = Clock()

@@ -497,7 +497,7 @@ def test_a_rung_takes_anothers_place(root, small_ladder):
     [
         ({"token": None}, 401, "Bearer TOKEN"),
         ({"token": TOKEN}, 401, "Bearer TOKEN"),
-        ({"source": "../ladder"}, 404, "the model root has no ladder '../ladder'; it has round-2, spoilt"),
+        ({"source": "../ladder"}, 404, "the model root has no ladder or rung '../ladder'; it has no-ladder/, round-2, spoilt"),
         ({"source": "no-ladder"}, 404, "the model root has no ladder"),
         ({"source": "spoilt"}, 409, "spoilt: "),
         ({"rung": "RM_7"}, 409, "has the rungs RM_0, RM_1, RM_2, got 'RM_7'"),

@@ -236,6 +236,34 @@ def test_two_devices_work_on_one_queue():
         assert [future.result(10).result for future in futures] == list(range(8))
 
 
+def test_idle_threads_share_what_waits():
+    both, sizes = threading.Barrier(2, timeout=10), []
+
+    def runner(works):
+        sizes.append(len(works))
+        both.wait()  # passes only when the other thread runs a batch as well
+        return works
+
+    runner.gate = threading.Event()
+    with batcher_of(runner, runner) as batcher, batcher.enter(1) as visit:
+        assert batcher.is_calm
+        futures = visit.submit([Job(index, "k", 1) for index in range(6)])  # they would all fit into one batch
+        assert [future.result(10).batch for future in futures] == [3] * 6
+    assert sizes == [3, 3]
+
+
+def test_it_is_calm_while_one_batch_runs_and_nothing_waits():
+    recorder = Recorder()
+    with batcher_of(recorder) as batcher, batcher.enter(1) as visit:
+        assert batcher.is_calm
+        recorder.gate.clear()
+        visit.submit([Job(1, "k", 1)])
+        recorder.began.wait(10)
+        assert batcher.is_calm
+        visit.submit([Job(2, "k", 1)])
+        assert not batcher.is_calm
+
+
 def test_many_visitors_at_once_all_get_their_results():
     recorder = Recorder()
     results: dict[int, int] = {}

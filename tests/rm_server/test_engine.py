@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import hypothesis.strategies as st
 import pytest
@@ -111,6 +112,42 @@ def test_a_rung_has_a_replica_for_each_device():
     rung = ServedRung.of(replicas)
     run_batch(1, [ImageWork(rung, image_of(0, torch.uint8, (48, 64)), RewardWeights())])
     assert [len(replica.batches) for replica in replicas] == [0, 1]
+
+
+@pytest.fixture
+def four_cores():
+    """As if the machine had four, for engines that are made meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_batches_at_once_share_the_cores_and_a_lone_one_has_all(four_cores):
+    together, threads = threading.Barrier(2, timeout=20), []
+
+    def look(batch):
+        threads.append(torch.get_num_threads())
+        if len(threads) <= 2:
+            together.wait()  # passes only when two batches run at once
+        return batch
+
+    predictor = FakePredictor()
+    rung = ServedRung.of([predictor])
+    predictor.spoil = look
+    engine = Engine(1, LIMITS, lanes=2)
+    try:
+        for seeds in (range(4), range(4, 5)):
+            with engine.enter(0) as visit:
+                works = [ImageWork(rung, image_of(seed, torch.uint8, (48, 64)), RewardWeights()) for seed in seeds]
+                outcomes = asyncio.run(engine.score(visit, works))
+            for work, outcome in zip(works, outcomes, strict=True):
+                alone = float(predictor.model(as_pixels(work.image, CPU)[None]).score)
+                assert float(outcome.result.numbers[0]) == pytest.approx(alone, abs=1e-6)
+    finally:
+        engine.close()
+    assert threads[2:] == [4] and min(threads[:2]) == 2  # the first may have begun before the second came
+    assert [shape[0] for shape in predictor.batches] == [2, 2, 1]
 
 
 def outcomes_of(predictor: FakePredictor, seeds: range, **options: float) -> list[object]:

@@ -13,7 +13,7 @@ import torch
 
 from data_synth.schema.pixels import encode_png
 from finpercep.cli.serve import _listen
-from finpercep.cli.server_process import ServerProcess
+from finpercep.cli.server_process import COMMAND, ServerProcess
 from finpercep.client import RewardClient
 from finpercep.errors import ConfigError, RewardUnavailable
 from finpercep.local_reward import LocalSource
@@ -114,6 +114,20 @@ def test_a_server_that_cannot_start_says_why(tmp_path):
         ServerProcess(tmp_path / "nothing").__enter__()
     with pytest.raises(RewardUnavailable, match="cannot be started"):
         ServerProcess(command=[str(tmp_path / "no-such-program")]).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [("big", "warm_up: sizes must be like 256,640x480, got 'big'"), ("16", "warm_up: image must be at least 32 px")],
+)
+def test_a_size_that_cannot_be_warmed_up_is_told_in_one_line(small_ladder, sizes, words):
+    with pytest.raises(RewardUnavailable, match=f"ended with exit code 1: (error: )?{words}"):
+        ServerProcess(small_ladder, command=[*COMMAND, "--warm-up", sizes]).__enter__()
+
+
+def test_a_server_is_ready_when_it_has_warmed_up(small_ladder):
+    with ServerProcess(small_ladder, command=[*COMMAND, "--warm-up", "64,96x48"]) as server, RewardClient(server.url) as client:
+        assert 0 <= client.score_images([photo()])[0].score <= 1
 
 
 def test_a_server_that_never_gets_ready_is_ended():

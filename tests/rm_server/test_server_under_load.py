@@ -78,7 +78,7 @@ def test_an_overloaded_server_refuses_at_once_and_answers_what_it_took_in(small_
         before = process.memory_info().rss
         seen = asyncio.run(flood(server.url, 6.0))
         grown = process.memory_info().rss - before
-        assert set(seen) == {200, 503} and seen[200] > 20
+        assert set(seen) == {200, 503} and seen[200] >= house
         assert grown < 64 * 1024 * 1024
         assert httpx.get(f"{server.url}/readyz", timeout=30, trust_env=False).status_code == 200
         metrics = httpx.get(f"{server.url}/metrics", timeout=30, trust_env=False).text
