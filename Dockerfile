@@ -2,6 +2,7 @@
 #
 #   docker build -t finpercep .                                          # torch as the registry has it: CUDA, runs on CPUs too
 #   docker build -t finpercep:cpu --build-arg TORCH_INDEX=ADDRESS .      # wheels of another index, CPU-only ones for one
+#   docker build -t finpercep:0.1.0-cluster --build-arg EXTRAS=server,cluster .   # with Ray, for deploy/kubernetes/rayservice.yaml
 #   docker run -p 8000:8000 -e FINPERCEP_TOKEN=… -v ./ladders:/models:ro finpercep
 #   docker run --gpus all -p 8000:8000 -e FINPERCEP_TOKEN=… -e FINPERCEP_DEVICE=cuda finpercep
 #
@@ -10,6 +11,7 @@ ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim AS build
 ARG TORCH_INDEX=""
+ARG EXTRAS=server
 WORKDIR /src
 RUN python -m venv /opt/finpercep
 ENV PATH=/opt/finpercep/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -19,7 +21,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY data_synth data_synth
 COPY finpercep finpercep
 COPY rm_server rm_server
-RUN pip install --constraint constraints.txt '.[server]'
+RUN pip install --constraint constraints.txt ".[$EXTRAS]"
 
 FROM python:${PYTHON}-slim
 COPY --from=build /opt/finpercep /opt/finpercep
@@ -30,7 +32,11 @@ ENV PATH=/opt/finpercep/bin:$PATH \
     FINPERCEP_HOST=0.0.0.0 \
     FINPERCEP_PORT=8000 \
     FINPERCEP_MODEL_ROOT=/models
-RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin finpercep && mkdir /models
+# A login shell, which KubeRay may start Ray with, forgets PATH.
+# hadolint ignore=SC2016
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin finpercep \
+    && mkdir /models \
+    && echo 'PATH=/opt/finpercep/bin:$PATH' >/etc/profile.d/finpercep.sh
 VOLUME /models
 USER 10001
 EXPOSE 8000

@@ -1,0 +1,463 @@
+"""How do reward servers and trainers behave together, where there are more of them than this machine can run?
+
+    python -m benchmarks.scale_simulation        # the simulator beside closed forms, and beside what was measured
+
+A discrete-event simulation: trainers that think, ask and wait; a router; replicas with a network link, a queue, batches, and
+failures. It knows nothing of images: a request has a number of images and a number of bytes, a batch has a duration.
+`benchmarks.scale_plan` asks it about a cluster; `tests/deploy/test_scale.py` holds it against queueing theory.
+
+What it takes for granted: a router knows at once that a replica is gone (Serve's does, of a process; a client notices by the
+broken connection); requests are batched whole; a batch's duration depends on its size alone.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from benchmarks.report import print_table, write_result
+
+RESULTS = Path(__file__).parent / "results"
+"""Published figures, wherever this run's go."""
+
+BATCH_PIXELS, FORMER_BATCH_PIXELS = 128 * 1024, 512 * 1024
+"""Most pixels of a batch on CPUs (`rm_server.service`): now, and when ``results/serving.json`` still had idle latencies."""
+
+Duration = Callable[[Random, int, int], float]
+"""Seconds of a batch: random numbers, images, requests."""
+
+
+@dataclass(frozen=True)
+class Tier:
+    """The reward servers.
+
+    Attributes:
+        replicas: how many.
+        duration: of a batch.
+        batch_images: most images of a batch; a single request may have more.
+        bytes_a_second: of a replica's link, each way; infinite: the network is not part of the question.
+        mean_seconds_to_failure: of one replica, exponentially distributed.
+        repair_seconds: until it is back.
+        retry_seconds: pause before a request that was lost is sent again.
+    """
+
+    replicas: int
+    duration: Duration
+    batch_images: int = 1
+    bytes_a_second: float = math.inf
+    mean_seconds_to_failure: float = math.inf
+    repair_seconds: float = 60.0
+    retry_seconds: float = 0.5
+
+
+@dataclass(frozen=True)
+class Trainers:
+    """Who asks.
+
+    Attributes:
+        count: trainers, each with one request at a time.
+        think: seconds that one computes before it asks.
+        images: of a request.
+        bytes_up: of a request.
+        bytes_down: of its answer.
+        together: whether a step begins only when every trainer has its answer of the last one, as processes do that average
+            their gradients.
+    """
+
+    count: int
+    think: Callable[[Random], float]
+    images: int = 1
+    bytes_up: float = 0.0
+    bytes_down: float = 0.0
+    together: bool = False
+
+
+@dataclass
+class Outcome:
+    """What was seen after the warm-up.
+
+    Attributes:
+        seconds: of simulated time.
+        latencies: of each request, from when it was first sent to its answer.
+        waits: of each request's last try, from its arrival at the replica to the beginning of its batch.
+        steps: seconds of each step of trainers that go together.
+        busy: seconds that replicas computed, all together.
+        asked: requests sent, from the beginning on; tries do not count.
+        answered: of these.
+        retries: tries beyond the first.
+        open: requests without an answer at the end.
+    """
+
+    seconds: float
+    latencies: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+    steps: list[float] = field(default_factory=list)
+    busy: float = 0.0
+    asked: int = 0
+    answered: int = 0
+    retries: int = 0
+    open: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Answers a second."""
+        return len(self.latencies) / self.seconds
+
+    def percentile(self, share: float) -> float:
+        """Of the latencies, in seconds."""
+        ordered = sorted(self.latencies)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+@dataclass(eq=False)
+class _Request:
+    images: int
+    up: float
+    down: float
+    sent: float
+    answer: Callable[[], None]
+    arrived: float = 0.0
+    begun: float = 0.0
+
+
+class _Link:
+    """A wire that carries one thing after another."""
+
+    def __init__(self, bytes_a_second: float) -> None:
+        self.bytes_a_second, self.free_at = bytes_a_second, 0.0
+
+    def carry(self, now: float, size: float) -> float:
+        """When the last byte is over."""
+        self.free_at = max(now, self.free_at) + size / self.bytes_a_second
+        return self.free_at
+
+
+class _Replica:
+    """A link in, a queue, one batch at a time, a link out."""
+
+    def __init__(self, world: Simulation) -> None:
+        self.world = world
+        self.life = 0  # counts failures: what was begun in another life does not count
+        self.alive = True
+        self.held: dict[_Request, None] = {}  # in order of arrival
+        self._empty()
+        self._fail_later()
+
+    def _empty(self) -> None:
+        self.up, self.down = _Link(self.world.tier.bytes_a_second), _Link(self.world.tier.bytes_a_second)
+        self.waiting: deque[_Request] = deque()
+        self.computing = False
+        self.held.clear()
+
+    def take(self, request: _Request) -> None:
+        self.held[request] = None
+        self._at(self.up.carry(self.world.now, request.up), lambda: self._arrive(request))
+
+    def _arrive(self, request: _Request) -> None:
+        request.arrived = self.world.now
+        self.waiting.append(request)
+        self._compute()
+
+    def _compute(self) -> None:
+        if self.computing or not self.waiting:
+            return
+        batch = [self.waiting.popleft()]
+        images = batch[0].images
+        while self.waiting and images + self.waiting[0].images <= self.world.tier.batch_images:
+            batch.append(self.waiting.popleft())
+            images += batch[-1].images
+        seconds = self.world.tier.duration(self.world.rng, images, len(batch))
+        for request in batch:
+            request.begun = self.world.now
+        self.computing = True
+        self._at(self.world.now + seconds, lambda: self._computed(batch, seconds))
+
+    def _computed(self, batch: Sequence[_Request], seconds: float) -> None:
+        self.computing = False
+        self.world.note_busy(seconds)
+        for request in batch:
+            self._at(self.down.carry(self.world.now, request.down), lambda request=request: self._sent(request))
+        self._compute()
+
+    def _sent(self, request: _Request) -> None:
+        del self.held[request]
+        self.world.answered(request)
+
+    def _fail_later(self) -> None:
+        mean = self.world.tier.mean_seconds_to_failure
+        if mean < math.inf:
+            self._at(self.world.now + self.world.rng.expovariate(1 / mean), self._fail)
+
+    def _fail(self) -> None:
+        self.alive = False
+        self.life += 1
+        lost = list(self.held)
+        self._empty()
+        self._at(self.world.now + self.world.tier.repair_seconds, self._return)
+        self.world.lost(lost)
+
+    def _return(self) -> None:
+        self.alive = True
+        self._fail_later()
+        self.world.place_waiting()
+
+    def _at(self, when: float, what: Callable[[], None]) -> None:
+        """Do it then, if this life still lasts."""
+        life = self.life
+        self.world.at(when, lambda: what() if life == self.life else None)
+
+
+class Simulation:
+    """Events in order of time. Requests go to the less loaded of two replicas chosen at random, as Serve's router does it.
+
+    Args:
+        tier: who answers.
+        seed: of everything random.
+        warm: seconds before which nothing is noted but ``asked``, ``answered`` and ``retries``.
+    """
+
+    def __init__(self, tier: Tier, seed: int = 0, warm: float = 0.0) -> None:
+        self.tier, self.rng, self.warm, self.now = tier, Random(seed), warm, 0.0
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = itertools.count()
+        self._nowhere: list[_Request] = []  # no replica is alive
+        self._seen = Outcome(0.0)
+        self._replicas = [_Replica(self) for _ in range(tier.replicas)]
+
+    def at(self, when: float, what: Callable[[], None]) -> None:
+        """Do it then."""
+        heapq.heappush(self._events, (when, next(self._number), what))
+
+    def run(self, seconds: float) -> Outcome:
+        """Go on to a moment; what was seen between the warm-up and then."""
+        while self._events and self._events[0][0] <= seconds:
+            self.now, _, what = heapq.heappop(self._events)
+            what()
+        self._seen.seconds = seconds - self.warm
+        self._seen.open = self._seen.asked - self._seen.answered
+        return self._seen
+
+    # -- who asks ------------------------------------------------------------------------------------------------------
+
+    def poisson(self, rate: float, images: int = 1) -> None:
+        """Requests at random moments, ``rate`` a second, whatever becomes of those before."""
+
+        def arrive() -> None:
+            self.ask(images, 0.0, 0.0, lambda: None)
+            self.at(self.now + self.rng.expovariate(rate), arrive)
+
+        self.at(self.rng.expovariate(rate), arrive)
+
+    def train(self, trainers: Trainers) -> None:
+        """Trainers that think, ask, wait, and begin again."""
+        begun, answers = 0.0, 0
+
+        def think() -> None:
+            self.at(
+                self.now + trainers.think(self.rng),
+                lambda: self.ask(trainers.images, trainers.bytes_up, trainers.bytes_down, go_on),
+            )
+
+        def go_on() -> None:
+            nonlocal begun, answers
+            if not trainers.together:
+                think()
+                return
+            answers += 1
+            if answers == trainers.count:
+                if begun >= self.warm:
+                    self._seen.steps.append(self.now - begun)
+                begun, answers = self.now, 0
+                for _ in range(trainers.count):
+                    think()
+
+        for _ in range(trainers.count):
+            think()
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def ask(self, images: int, up: float, down: float, answer: Callable[[], None]) -> None:
+        """Send one; ``answer`` is called when it is answered."""
+        self._seen.asked += 1
+        self._place(_Request(images, up, down, self.now, answer))
+
+    def _place(self, request: _Request) -> None:
+        alive = [replica for replica in self._replicas if replica.alive]
+        if not alive:
+            self._nowhere.append(request)
+            return
+        chosen = self.rng.sample(alive, min(2, len(alive)))
+        min(chosen, key=lambda replica: len(replica.held)).take(request)
+
+    def place_waiting(self) -> None:
+        """A replica is back."""
+        waiting, self._nowhere = self._nowhere, []
+        for request in waiting:
+            self._place(request)
+
+    def lost(self, requests: Sequence[_Request]) -> None:
+        """A replica failed with these."""
+        for request in requests:
+            self._seen.retries += 1
+            self.at(self.now + self.tier.retry_seconds, lambda request=request: self._place(request))
+
+    def answered(self, request: _Request) -> None:
+        """All of its answer has been sent."""
+        self._seen.answered += 1
+        if self.now >= self.warm:
+            self._seen.latencies.append(self.now - request.sent)
+            self._seen.waits.append(request.begun - request.arrived)
+        request.answer()
+
+    def note_busy(self, seconds: float) -> None:
+        """A batch is done."""
+        if self.now >= self.warm:
+            self._seen.busy += seconds
+
+
+def fixed(seconds: float) -> Duration:
+    """Every batch takes as long."""
+    return lambda _rng, _images, _requests: seconds
+
+
+def exponential(mean: float) -> Duration:
+    """Exponentially distributed."""
+    return lambda rng, _images, _requests: rng.expovariate(1 / mean)
+
+
+# -- closed forms -----------------------------------------------------------------------------------------------------
+
+
+def wait_md1(rate: float, seconds: float) -> float:
+    """Mean seconds in the queue of M/D/1: ρs / 2(1 − ρ) (Pollaczek and Khinchine)."""
+    load = rate * seconds
+    return load * seconds / (2 * (1 - load))
+
+
+def wait_mm1(rate: float, seconds: float) -> float:
+    """Mean seconds in the queue of M/M/1: ρs / (1 − ρ)."""
+    load = rate * seconds
+    return load * seconds / (1 - load)
+
+
+def rate_repairman(count: int, think: float, seconds: float) -> float:
+    """Answers a second of M/M/1//N, ``count`` clients that think and wait in turn (the machine-repairman model)."""
+    weights = [1.0]
+    for inside in range(1, count + 1):
+        weights.append(weights[-1] * (count - inside + 1) * seconds / think)
+    return (1 - weights[0] / sum(weights)) / seconds
+
+
+def closed_forms(seconds: float = 20_000.0, seed: int = 0) -> list[tuple[str, float, float]]:
+    """Name, closed form, simulated; of a server that takes 0.1 s, or where it fails 1 s."""
+    rows = []
+    for load in (0.5, 0.7):
+        rate = 10 * load
+        for name, form, duration in (("M/D/1", wait_md1, fixed(0.1)), ("M/M/1", wait_mm1, exponential(0.1))):
+            simulation = Simulation(Tier(1, duration), seed, warm=100.0)
+            simulation.poisson(rate)
+            rows.append((f"{name}, load {load}: wait, s", form(rate, 0.1), statistics.fmean(simulation.run(seconds).waits)))
+    simulation = Simulation(Tier(1, exponential(0.1)), seed, warm=100.0)
+    simulation.train(Trainers(8, lambda rng: rng.expovariate(1.0)))
+    rows.append(("M/M/1//8, think 1 s: answers a second", rate_repairman(8, 1.0, 0.1), simulation.run(seconds).rate))
+    mean, repair = 100.0, 20.0
+    simulation = Simulation(Tier(1, fixed(1.0), mean_seconds_to_failure=mean, repair_seconds=repair, retry_seconds=0.0), seed)
+    simulation.train(Trainers(8, lambda _rng: 0.0))
+    # What it was computing when it failed is lost: half a request each time.
+    rows.append(("saturated, failing: answers a second", (mean - 0.5) / (mean + repair), simulation.run(5 * seconds).rate))
+    return rows
+
+
+# -- beside what was measured -----------------------------------------------------------------------------------------
+
+
+def table_duration(by_size: dict[int, float], a_request: float) -> Duration:
+    """Seconds of a batch from those of measured sizes, straight lines between them, and ``a_request`` for each request in it."""
+    sizes = sorted(by_size)
+
+    def seconds(images: int) -> float:
+        if images >= sizes[-1]:
+            return by_size[sizes[-1]] * images / sizes[-1]
+        below = max(size for size in sizes if size <= images)
+        above = min(size for size in sizes if size >= images)
+        share = 0.0 if above == below else (images - below) / (above - below)
+        return by_size[below] + share * (by_size[above] - by_size[below])
+
+    return lambda _rng, images, requests: seconds(images) + a_request * requests
+
+
+def request_seconds(record: Mapping[str, Any] | None = None) -> float:
+    """What a request of one image costs beyond the model, in seconds: an idle server's latency less the bare model's.
+
+    Args:
+        record: of ``serving``, or ``serving_latency`` where the first has no idle latencies; those in ``results`` when None.
+    """
+    record = record or _record("serving")
+    if "idle_latency_ms" in record:
+        idle = record["idle_latency_ms"]
+        return (idle["256: finpercep, tensors"] - idle["256: bare"]) / 1000
+    lines = {line["load"]: line for line in _record("serving_latency")["lines"] if line["side"] == 256}
+    return (lines["idle"]["p50_ms"] - lines["bare"]["p50_ms"]) / 1000
+
+
+def _record(name: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return record
+
+
+def beside_measured(seconds: float = 300.0) -> list[dict[str, Any]]:
+    """One server under its clients: predicted from the bare model and an idle request, and as `benchmarks.serving` measured it.
+
+    The bare model's batches give the duration, an idle request's latency beyond the model's what a request costs on top: server
+    and clients share the cores, so that is not hidden behind the model's work. Nothing is fitted to the loaded server.
+    """
+    record = _record("serving")
+    lines = {line["line"]: line for line in record["lines"] if line["side"] == 256}
+    largest = FORMER_BATCH_PIXELS if "idle_latency_ms" in record else BATCH_PIXELS
+    rows = []
+    for route, suffix in (("tensors", ""), ("gradients", ", with gradient")):
+        bare = {
+            size: size / lines[name]["images_per_second"]
+            for size in (1, 2, 4, 8, 16, 32)
+            if (name := f"bare, batch {size}{suffix}") in lines
+        }
+        simulation = Simulation(Tier(1, table_duration(bare, request_seconds(record)), largest // 256**2), warm=30.0)
+        simulation.train(Trainers(record["clients"], lambda _rng: 0.0))
+        predicted, measured = simulation.run(seconds), lines[f"finpercep, {route}"]
+        rows.append(
+            {
+                "route": route,
+                "predicted_images_per_second": predicted.rate,
+                "measured_images_per_second": measured["images_per_second"],
+                "predicted_p50_ms": 1000 * predicted.percentile(0.5),
+                "measured_p50_ms": measured["p50_ms"],
+                "measured_on": record["date"],
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    forms = closed_forms()
+    print_table(("queue", "closed form", "simulated"), forms)
+    measured = beside_measured()
+    print_table(tuple(measured[0]), [tuple(row.values()) for row in measured])
+    columns = ("queue", "closed_form", "simulated")
+    print(
+        write_result(
+            "scale_simulation", {"closed_forms": [dict(zip(columns, row, strict=True)) for row in forms], "measured": measured}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
