@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test check serve install clean
+.PHONY: demo test check serve docs figures bench install clean
 
 demo: $(READY)
 	$(BIN)/finpercep demo $(ARGS)
@@ -23,6 +23,18 @@ check: $(READY)
 serve: $(READY)
 	$(BIN)/finpercep serve $(ARGS)
 
+# The documentation as a site, in site/index.html; a broken link is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The pictures of docs/method.md.
+figures: $(READY)
+	PYTHONPATH=. $(BIN)/python docs/figures/draw.py $(ARGS)
+
+# Measures everything and writes docs/benchmarks.md; ARGS=--page-only writes it from the figures that are there.
+bench: $(READY)
+	$(BIN)/python -m benchmarks $(ARGS)
+
 install: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -35,4 +47,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info
