@@ -109,7 +109,8 @@ class RewardClient:
         Raises:
             RewardRejected: the server has no such rung.
         """
-        return RemoteReward(self, self._served(rung).name, weights)
+        served = self._served(rung)
+        return RemoteReward(self, served.name, weights, takes_lr=served.takes_lr)
 
     def put_rung(self, name: str, source: str, *, admin_token: str, digest: str | None = None) -> ModelReply:
         """Have the server load a rung and serve it as ``name`` from now on; this client expects it then.

@@ -28,25 +28,34 @@ def as_pixels(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
-def score_batch(predictor: Predictor, pixels: torch.Tensor, weights: RewardWeights) -> tuple[Rewards, torch.Tensor | None]:
+def score_batch(
+    predictor: Predictor, pixels: torch.Tensor, weights: RewardWeights, lr: torch.Tensor | None = None
+) -> tuple[Rewards, torch.Tensor | None]:
     """Fused rewards and maps of one batch: the one computation behind local and served rewards.
 
     Args:
         pixels: N×3×H×W float32 RGB in [0, 1], on the predictor's device; gradients flow to it.
+        weights: of the reward.
+        lr: N×3×h×w the same, what they were made from, for a rung that takes it.
 
     Returns:
         Rewards, and the maps (N, H, W) or None for a rung without a map.
     """
-    batch = predictor.score(pixels)
+    batch = predictor.score(pixels, lr)
     return fuse(batch.score, batch.map, weights), batch.map
 
 
 class LocalReward:
     """`RewardFn` of one predictor. As with a remote reward, gradients flow from ``reward`` alone."""
 
-    def __init__(self, predictor: Predictor, weights: RewardWeights) -> None:
+    def __init__(self, predictor: Predictor, weights: RewardWeights, lr: torch.Tensor | None = None) -> None:
         self.predictor = predictor
         self.weights = weights
+        self.lr = lr
+
+    def beside(self, lr: torch.Tensor) -> LocalReward:
+        """See `LRRewardFn`."""
+        return LocalReward(self.predictor, self.weights, lr) if self.predictor.takes_lr else self
 
     def __call__(self, images: torch.Tensor) -> Rewards:
         """Score ``images``, N×3×H×W float RGB in [0, 1].
@@ -69,7 +78,10 @@ class LocalReward:
             raise RewardRejected(str(error)) from error
         if fault := side_fault(images.shape[-2], images.shape[-1], self.predictor.min_side):
             raise RewardRejected(fault)
-        rewards, maps = score_batch(self.predictor, as_pixels(images, self.predictor.device), self.weights)
+        lr = None if self.lr is None else as_pixels(self.lr, self.predictor.device)
+        if lr is not None and len(lr) != len(images):
+            raise RewardRejected(f"expected one LR picture for each of {len(images)} images, got {len(lr)}")
+        rewards, maps = score_batch(self.predictor, as_pixels(images, self.predictor.device), self.weights, lr)
         numbers = (rewards.reward, rewards.score, rewards.max_degradation, rewards.mean_degradation)
         if not all(number.isfinite().all() for number in numbers):
             raise RewardError(f"{self.predictor.rung} (digest {self.predictor.digest}): the reward is not finite")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from finpercep.errors import RewardError
-from finpercep.reward import Rewards, RewardWeights
+from finpercep.reward import RewardFn, Rewards, RewardWeights
 from finpercep.wire import ScoreResponse
 
 if TYPE_CHECKING:
@@ -24,12 +25,23 @@ class RemoteReward:
         rung: which.
         weights: of the reward.
         failures: "raise" an error where an image has no reward, or give it "nan" in every number, and a gradient of 0.
+        takes_lr: whether the rung can be shown LR pictures.
     """
 
     def __init__(
-        self, client: RewardClient, rung: str, weights: RewardWeights, failures: Literal["raise", "nan"] = "raise"
+        self,
+        client: RewardClient,
+        rung: str,
+        weights: RewardWeights,
+        failures: Literal["raise", "nan"] = "raise",
+        *,
+        takes_lr: bool = False,
     ) -> None:
-        self.client, self.rung, self.weights, self.failures = client, rung, weights, failures
+        self.client, self.rung, self.weights, self.failures, self.takes_lr = client, rung, weights, failures, takes_lr
+
+    def beside(self, lr: torch.Tensor) -> RewardFn:
+        """See `LRRewardFn`."""
+        return _Beside(self, lr) if self.takes_lr else self
 
     def __call__(self, images: torch.Tensor, lr: torch.Tensor | None = None) -> Rewards:
         """Score ``images``, N×3×H×W float RGB in [0, 1]; gradients flow to them from ``reward`` alone.
@@ -73,6 +85,22 @@ class RemoteReward:
         if any(one is None or one.shape != images.shape[1:] for one in full):
             raise RewardError(f"{self.client.url} sent no gradient of the images' shape {tuple(images.shape)}")
         return response, torch.stack([one for one in full if one is not None])
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """A remote reward that is shown the same LR pictures each time."""
+
+    reward: RemoteReward
+    lr: torch.Tensor
+
+    def __call__(self, images: torch.Tensor) -> Rewards:
+        """See `RewardFn`."""
+        return self.reward(images, self.lr)
+
+    def with_map(self, images: torch.Tensor) -> tuple[Rewards, torch.Tensor | None]:
+        """See `MapRewardFn`."""
+        return self.reward.with_map(images, self.lr)
 
 
 class _Served(torch.autograd.Function):

@@ -103,6 +103,20 @@ def score_with_map(reward: RewardFn, images: torch.Tensor) -> tuple[Rewards, tor
     return reward.with_map(images)
 
 
+@runtime_checkable
+class LRRewardFn(RewardFn, Protocol):
+    """A `RewardFn` that can be shown what the images were made from."""
+
+    def beside(self, lr: torch.Tensor) -> RewardFn:
+        """The reward of images made from ``lr``, one LR picture (3, h, w) in [0, 1] for each image, in their order."""
+        ...
+
+
+def beside(reward: RewardFn, lr: torch.Tensor) -> RewardFn:
+    """The reward of images made from ``lr`` (N, 3, h, w); one that cannot be shown it stays as it is."""
+    return reward.beside(lr) if isinstance(reward, LRRewardFn) else reward
+
+
 class RewardSource(Protocol):
     """The rungs a reward can be read from: a local ladder or a server."""
 

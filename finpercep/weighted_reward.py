@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from finpercep.errors import ConfigError
-from finpercep.reward import RewardFn, Rewards, RewardSource, RewardWeights, score_with_map
+from finpercep.reward import RewardFn, Rewards, RewardSource, RewardWeights, beside, score_with_map
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,10 @@ class WeightedReward:
     def __call__(self, images: torch.Tensor) -> Rewards:
         """See `RewardFn`. ``parts`` of the result holds every part's own number, before scale and weight."""
         return self._summed([reward(images) for _, _, reward in self.terms])
+
+    def beside(self, lr: torch.Tensor) -> RewardFn:
+        """See `LRRewardFn`."""
+        return WeightedReward([(part, scale, beside(reward, lr)) for part, scale, reward in self.terms], self.shown)
 
     def with_map(self, images: torch.Tensor) -> tuple[Rewards, torch.Tensor | None]:
         """See `MapRewardFn`; the map is that of the part whose degradation is shown. Raises `ConfigError` when it has none."""

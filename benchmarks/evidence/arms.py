@@ -92,6 +92,7 @@ ARMS: Mapping[str, Arm] = {
     "full": Arm("ladder", "RM_2 from the first step", {"rungs": ("RM_2",)}),
     "fixed": Arm("ladder", "RM_0 → RM_1 → RM_2, equal lengths"),
     "adaptive": Arm("ladder", "RM_0 → RM_1 → RM_2, deciding itself", {"curriculum": "adaptive"}),
+    "beside-lr": Arm("ladder", "as fixed, the reward shown the LR picture too", {"show_lr": True}),
     "unmatched": Arm(
         "ladder", "as fixed, each rung on its own scale, no blend", {"match_scales": False, "blend_share": 0.0}, against="fixed"
     ),

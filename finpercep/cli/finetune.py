@@ -56,6 +56,9 @@ def finetune(
     lr: Annotated[float | None, typer.Option(help="Learning rate (1e-5); the higher, the sooner the reward is hacked.")] = None,
     ema: Annotated[float | None, typer.Option(help="Keep the average of the weights, with this decay (0: none).")] = None,
     rungs: Annotated[str | None, typer.Option(help="Rungs to use, in order, such as RM_0 or RM_1,RM_2 (all).")] = None,
+    show_lr: Annotated[
+        bool | None, typer.Option("--show-lr", help="Show the reward the LR pictures too, on rungs that take them.")
+    ] = None,
     curriculum: Annotated[str | None, typer.Option(help="fixed (default): equal rungs; adaptive: it decides by itself.")] = None,
     monitor: Annotated[
         int | None,
@@ -117,6 +120,7 @@ def finetune(
         "seed": seed,
         "curriculum": curriculum,
     }
+    flags["show_lr"] = show_lr
     if rungs is not None:
         flags["rungs"] = [rung.strip() for rung in rungs.split(",")]
     looks = {"monitor.every": monitor, "monitor.on_alarm": on_alarm, "snapshot_every": snapshot_every}

@@ -17,7 +17,7 @@ import torch
 
 from finpercep.curriculum.schedule import RungBlend
 from finpercep.errors import ConfigError
-from finpercep.reward import RewardFn, Rewards, RewardSource, RewardWeights, score_with_map
+from finpercep.reward import RewardFn, Rewards, RewardSource, RewardWeights, beside, score_with_map
 
 SCORE_ONLY = RewardWeights(score=1.0, max=0.0, mean=0.0)
 """A rung without a map has R = S (λ2 = 0), on the same [0, 1] as the other rungs' R."""
@@ -84,15 +84,19 @@ class LadderReward:
         self._plain[rung] = self._from_source(self.rungs[rung])
 
     @torch.no_grad()
-    def reach(self, rung: int, images: torch.Tensor | None) -> RungScale:
+    def reach(self, rung: int, images: torch.Tensor | None, lr: torch.Tensor | None = None) -> RungScale:
         """Begin to use a rung: on the scale of the one before it over ``images`` (N, 3, H, W) in [0, 1], or for None its own.
+
+        ``lr`` (N, 3, h, w): what they were made from, if rewards are shown it.
 
         The first in use comes after RM_0: so every rung has one scale, with whichever a run begins.
         """
         scale = RungScale()
         if images is not None:
             before = self._on(rung - 1) if rung else self._first
-            scale = RungScale.matching(self._plain[rung](images).reward, before(images).reward)
+            both = (self._plain[rung], before)
+            own, target = ((reward if lr is None else beside(reward, lr))(images).reward for reward in both)
+            scale = RungScale.matching(own, target)
         self._scales[rung] = scale
         return scale
 
@@ -126,6 +130,10 @@ class ScaledReward:
         """See `RewardFn`."""
         return self._scaled(self.plain(images))
 
+    def beside(self, lr: torch.Tensor) -> RewardFn:
+        """See `LRRewardFn`."""
+        return ScaledReward(beside(self.plain, lr), self.scale)
+
     def with_map(self, images: torch.Tensor) -> tuple[Rewards, torch.Tensor | None]:
         """See `MapRewardFn`."""
         rewards, degradation = score_with_map(self.plain, images)
@@ -146,6 +154,10 @@ class BlendedReward:
     def __call__(self, images: torch.Tensor) -> Rewards:
         """See `RewardFn`."""
         return self._mixed(self.current(images), self.upcoming(images))
+
+    def beside(self, lr: torch.Tensor) -> RewardFn:
+        """See `LRRewardFn`."""
+        return BlendedReward(beside(self.current, lr), beside(self.upcoming, lr), self.weight)
 
     def with_map(self, images: torch.Tensor) -> tuple[Rewards, torch.Tensor | None]:
         """See `MapRewardFn`; a rung without a map counts as one that finds nothing, as it does in the rewards."""

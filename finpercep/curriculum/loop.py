@@ -110,21 +110,23 @@ def finetune(
             if refresher is not None and rung:
                 refreshed[reward.rungs[rung]] = record = _refresh(refresher, reward, rung, at_work)
                 news.append(record["said"])
-            typical = (
-                _draw_batch(draw_pair, (config.seed, step, 2), range(TYPICAL), policy.device) if config.match_scales else None
-            )
-            reward.reach(rung, None if typical is None else at_work.typical_images(typical))
+            images = shown = None
+            if config.match_scales:
+                typical = _draw_batch(draw_pair, (config.seed, step, 2), range(TYPICAL), policy.device)
+                images = at_work.typical_images(typical)
+                shown = typical.lr.repeat(2, 1, 1, 1) if config.show_lr else None
+            reward.reach(rung, images, shown)
         in_force = reward.at(blend)
-        timed = TimedReward(in_force)
+        timed = TimedReward(in_force, shows_lr=config.show_lr)
         rng = np.random.default_rng((config.seed, step))
         batch = _draw_batch(draw_pair, (config.seed, step, 1), places, policy.device, config.batch_size)
         update = at_work.update(step, batch, timed, rng)
         waited = timed.seconds if update.waited is None else update.waited
         lr, norm = at_work.optimiser.lr, at_work.optimiser.take_grad_norm()
         metrics = step_metrics(step, reward.rungs, blend, update, lr, norm, time.perf_counter() - started, waited)
-        verdict = at_work.look(step + 1, in_force)
+        verdict = at_work.look(step + 1, timed)
         if pictures is not None:
-            at_work.picture(pictures, step + 1, rung_label(metrics.rung, metrics.next_rung, metrics.blend), in_force, verdict)
+            at_work.picture(pictures, step + 1, rung_label(metrics.rung, metrics.next_rung, metrics.blend), timed, verdict)
         alarm = verdict.reason if verdict is not None and verdict.hacked and config.monitor.on_alarm == "fallback" else None
         seen = Observation(metrics.reward, metrics.reward_std, metrics.grad_norm)
         if decision := controller.observe(step, seen, alarm=alarm):

@@ -12,7 +12,7 @@ import torch
 
 from finpercep.curriculum.schedule import RungBlend
 from finpercep.errors import RewardRejected
-from finpercep.reward import RewardFn, Rewards, score_with_map
+from finpercep.reward import RewardFn, Rewards, beside, score_with_map
 from finpercep.rl.algorithm import Update
 from finpercep.rl.algorithms import ALGORITHMS
 
@@ -47,10 +47,28 @@ class StepMetrics:
 
 
 class TimedReward:
-    """A `MapRewardFn` that counts the seconds spent waiting for it."""
+    """A `MapRewardFn` that counts the seconds spent waiting for it.
 
-    def __init__(self, reward: RewardFn) -> None:
-        self._reward, self.seconds = reward, 0.0
+    Args:
+        reward: what is asked.
+        shows_lr: whether it is shown LR pictures (`LRRewardFn`), or what offers them is told that it need not.
+    """
+
+    def __init__(self, reward: RewardFn, *, shows_lr: bool = False) -> None:
+        self._reward, self._shows_lr, self._waits = reward, shows_lr, list[float]()
+
+    @property
+    def seconds(self) -> float:
+        """All waiting so far."""
+        return sum(self._waits)
+
+    def beside(self, lr: torch.Tensor) -> RewardFn:
+        """See `LRRewardFn`; its waiting is counted here."""
+        if not self._shows_lr:
+            return self
+        shown = TimedReward(beside(self._reward, lr))
+        shown._waits = self._waits
+        return shown
 
     def __call__(self, images: torch.Tensor) -> Rewards:
         """See `RewardFn`. Raises `RewardRejected` when a gradient is needed and the reward has none."""
@@ -69,7 +87,7 @@ class TimedReward:
         try:
             return score(images)
         finally:
-            self.seconds += time.perf_counter() - started
+            self._waits.append(time.perf_counter() - started)
 
 
 def step_metrics(

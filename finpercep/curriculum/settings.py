@@ -26,6 +26,7 @@ class FinetuneConfig:
         rung_steps: steps on each rung, RM_0 first; None divides ``steps`` evenly.
         blend_share: share of a rung over which the next one is blended in, in [0, 1).
         match_scales: put each rung on the reward scale of the one before it where it is first used.
+        show_lr: show the reward the LR pictures beside the images, on rungs that take them; others are not told.
         batch_size: photos a step.
         crop: side of the HR crop in px.
         lr: AdamW's learning rate. A higher one, or a higher weight of the reward, is hacked sooner.
@@ -47,6 +48,7 @@ class FinetuneConfig:
     rung_steps: tuple[int, ...] | None = None
     blend_share: float = 0.25
     match_scales: bool = True
+    show_lr: bool = False
     batch_size: int = 4
     crop: int = 128
     lr: float = 1e-5

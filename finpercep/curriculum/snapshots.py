@@ -26,7 +26,7 @@ from finpercep.curriculum.contact_sheet import Shown, contact_sheet
 from finpercep.curriculum.logbook import Logbook
 from finpercep.curriculum.watch import Look, look_at
 from finpercep.errors import ConfigError
-from finpercep.reward import RewardFn, Rewards, score_with_map
+from finpercep.reward import RewardFn, Rewards, beside, score_with_map
 from finpercep.sr.policy import DrawPair, SRPolicy
 
 IMAGES_NAME = "images"
@@ -145,7 +145,7 @@ class Snapshots:
             now: the crops as the policy restores them.
             alarm: they made the monitor raise an alarm, and are about to be undone; kept beside the step's own picture.
         """
-        before, after = (_side(look, reward) for look in (self._start, now))
+        before, after = (_side(look, self.crops.lr, reward) for look in (self._start, now))
         crops = self.crops
         cases = Cases(steps_done, rung, crops.held_out, _pixels(crops.lr), _pixels(crops.hr), before, after)
         sheet = contact_sheet(_heading(cases, alarm), [_shown(cases, index) for index in range(min(SHOWN, len(crops.hr)))])
@@ -211,8 +211,9 @@ def _packed(cases: Cases) -> bytes:
     return save(tensors, {"about": json.dumps(about)})
 
 
-def _side(look: Look, reward: RewardFn) -> Side:
-    scored = [_assessed(reward, part) for part in look.images.split(8)]
+def _side(look: Look, lr: torch.Tensor, reward: RewardFn) -> Side:
+    parts = zip(look.images.split(8), lr.split(8), strict=True)
+    scored = [_assessed(beside(reward, shown), part) for part, shown in parts]
     maps = [part for _, part in scored if part is not None]
     rewards = torch.cat([one.reward for one, _ in scored])
     panel = {name: values.tolist() for name, values in look.panel.items()}

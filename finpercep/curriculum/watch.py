@@ -10,7 +10,7 @@ import torch
 from finpercep.curriculum.monitor import HeldOut, Verdict, judge
 from finpercep.curriculum.tripwires import TOLERANCES, TRIPWIRES
 from finpercep.errors import ConfigError
-from finpercep.reward import RewardFn
+from finpercep.reward import RewardFn, beside
 from finpercep.sr.panel import PANEL, panel_scores
 from finpercep.sr.policy import SRPolicy, sample_images
 
@@ -104,6 +104,6 @@ class Watch:
         """Go on from there."""
         self.best_change = float(state["best_change"])
 
-    @staticmethod
-    def _reward(reward: RewardFn, images: torch.Tensor) -> torch.Tensor:
-        return torch.cat([reward(part).reward for part in images.split(8)]).double().cpu()
+    def _reward(self, reward: RewardFn, images: torch.Tensor) -> torch.Tensor:
+        parts = zip(images.split(8), self.lr.split(8), strict=True)
+        return torch.cat([beside(reward, lr)(part).reward for part, lr in parts]).double().cpu()

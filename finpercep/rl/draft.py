@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from finpercep.reward import RewardFn
+from finpercep.reward import RewardFn, beside
 from finpercep.rl import ranges
 from finpercep.rl.algorithm import Batch, Optimise, Stateless, Trainee, Update
 from finpercep.rl.rollout import denoise_to
@@ -96,7 +96,8 @@ class Draft(Stateless):
         size, scored, total = config.micro_batch or count, [], 0.0
         for start in range(0, count, size):
             part = slice(start, start + size)
-            rewards = finite_rewards(reward(self.images(batch.lr[part], cut, seeds[part])), self.world)
+            images = self.images(batch.lr[part], cut, seeds[part])
+            rewards = finite_rewards(beside(reward, batch.lr[part])(images), self.world)
             loss = config.reward_weight * len(rewards.reward) / count * draft_objective(rewards.reward)
             optimise.backward(loss)
             scored.append(rewards)

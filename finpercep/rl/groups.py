@@ -148,7 +148,7 @@ def sample_groups(
                 with torch.no_grad():
                     images.append(policy.decode(trajectory.clean, trajectory.condition))
                 parts.append(trajectory)
-            waiting.append((parts, scorer.submit(torch.cat(images))))
+            waiting.append((parts, scorer.submit(torch.cat(images), lr.expand(config.group_size, *lr.shape))))
         groups = [Group(parts, answer()) for parts, answer in waiting]
     return Rollout(groups, scorer.waited)
 

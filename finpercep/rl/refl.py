@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from finpercep.reward import RewardFn, Rewards
+from finpercep.reward import RewardFn, Rewards, beside
 from finpercep.rl import ranges
 from finpercep.rl.algorithm import Batch, Optimise, Stateless, Trainee, Update
 from finpercep.rl.gram import gram_distance
@@ -95,6 +95,7 @@ class Refl(Stateless):
     def losses(self, batch: Batch, reward: RewardFn, rng: np.random.Generator) -> ReflLosses:
         """All terms; gradients reach the policy's parameters and nothing else. ``rng`` decides m and all noise."""
         policy, reference, config = self.trainee.policy, self.trainee.reference, self.config
+        reward = beside(reward, batch.lr)
         index = int(rng.choice(np.asarray(config.indices(policy.num_steps))))
         generators = seeded_generators(batch.seeds(rng))
         with torch.no_grad():

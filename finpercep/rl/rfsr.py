@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from finpercep.errors import ConfigError
-from finpercep.reward import RewardFn, Rewards
+from finpercep.reward import RewardFn, Rewards, beside
 from finpercep.rl import ranges
 from finpercep.rl.algorithm import Batch, Optimise, Stateless, Trainee, Update
 from finpercep.rl.gram import gram_distance
@@ -122,6 +122,7 @@ class Rfsr(Stateless):
     def losses(self, batch: Batch, reward: RewardFn, index: int, rng: np.random.Generator) -> tuple[RfsrLosses, Rewards]:
         """The terms at ``index``, and the rewards of what was predicted there; ``rng`` decides all noise."""
         policy, config = self.trainee.policy, self.config
+        reward = beside(reward, batch.lr)
         generators = seeded_generators(batch.seeds(rng))
         with torch.no_grad():
             condition = policy.condition(batch.lr)

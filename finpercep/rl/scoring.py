@@ -15,7 +15,7 @@ from typing import Self
 import torch
 
 from finpercep.errors import RewardError
-from finpercep.reward import RewardFn, Rewards, score_with_map
+from finpercep.reward import RewardFn, Rewards, beside, score_with_map
 from finpercep.rl.world import ALONE, World
 
 NUMBERS = ("reward", "score", "max_degradation", "mean_degradation")
@@ -52,9 +52,9 @@ class Scorer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def submit(self, images: torch.Tensor) -> Callable[[], Scored]:
-        """Have N×3×H×W images in [0, 1] scored; the answer is what the returned function returns, or raises."""
-        future = self._thread.submit(self._score, images)
+    def submit(self, images: torch.Tensor, lr: torch.Tensor) -> Callable[[], Scored]:
+        """Have N×3×H×W images in [0, 1], made from ``lr``, scored; what is returned gives the answer, or raises."""
+        future = self._thread.submit(self._score, images, lr)
         if not self._overlap:
             self._wait(future)
         return lambda: self._wait(future)
@@ -67,8 +67,9 @@ class Scorer:
             self.waited += time.perf_counter() - started
 
     @torch.no_grad()
-    def _score(self, images: torch.Tensor) -> Scored:
-        return Scored(*score_with_map(self._reward, images)) if self._maps else Scored(self._reward(images))
+    def _score(self, images: torch.Tensor, lr: torch.Tensor) -> Scored:
+        reward = beside(self._reward, lr)
+        return Scored(*score_with_map(reward, images)) if self._maps else Scored(reward(images))
 
 
 def joined_rewards(each: Sequence[Rewards]) -> Rewards:
