@@ -52,6 +52,10 @@ class TrainingError(FinpercepError):
     """A training run that cannot go on."""
 
 
+class Diverged(TrainingError):
+    """A loss or a gradient that is not finite."""
+
+
 class RewardError(FinpercepError):
     """A reward that could not be had. It is raised, never replaced by a number."""
 

@@ -41,7 +41,7 @@ def score_batch(
     Returns:
         Rewards, and the maps (N, H, W) or None for a rung without a map.
     """
-    batch = predictor.score(pixels, lr)
+    batch = predictor.score(pixels) if lr is None else predictor.score(pixels, lr)
     return fuse(batch.score, batch.map, weights), batch.map
 
 

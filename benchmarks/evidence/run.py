@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from finpercep.curriculum.loop import finetune
 from finpercep.curriculum.run_directory import RunDirectory
 from finpercep.curriculum.tripwires import TRIPWIRES
 from finpercep.curriculum.watch import HIGHER_BETTER
-from finpercep.errors import TrainingError
+from finpercep.errors import Diverged
 from finpercep.local_reward import LocalSource
 from finpercep.predictor import load_predictors, packaged_model_folder
 from finpercep.reward import RewardWeights
@@ -33,6 +32,7 @@ from finpercep.rl.world import ALONE
 from finpercep.sr.loading import load_policy
 from finpercep.sr.panel import panel_scores
 from finpercep.sr.policy import SRPolicy, sample_images
+from finpercep.training.metrics_log import read_metrics
 
 CROP = 128
 """Side of the held-out crops in px."""
@@ -139,7 +139,6 @@ def run_arm(name: str, seed: int, scale: Scale, photos: Photos, out: Path) -> No
     result = folder / "result.json"
     if result.exists():
         return
-    started = time.perf_counter()
     arm = ARMS[name]
     config = arm.config(scale, seed)
     policy = load_policy("tiny")
@@ -150,15 +149,15 @@ def run_arm(name: str, seed: int, scale: Scale, photos: Photos, out: Path) -> No
     record = {"arm": name, "seed": seed, "config": config.to_json()}
     try:
         run = RunDirectory(folder)
-        steps = list(finetune(policy, oracle or ladder, oracle or pairs, features, config, run, refresher=refresher))
-    except TrainingError as error:
+        for _ in finetune(policy, oracle or ladder, oracle or pairs, features, config, run, refresher=refresher):
+            pass
+    except Diverged as error:
         write_atomically(result, json.dumps({**record, "diverged": str(error)}).encode())
         return
     found, images = measure(policy, photos)
     record = {
         **record,
-        "seconds": time.perf_counter() - started,
-        "steps": [{name: value for name, value in dataclasses.asdict(step).items() if name in KEPT} for step in steps],
+        "steps": [{name: step[name] for name in KEPT} for step in read_metrics(run.metrics_path)],
         **found,
     }
     write_atomically(folder / "images.safetensors", save({"images": images[:SHOWN].contiguous()}))

@@ -99,7 +99,7 @@ def summarise(runs: Mapping[str, Sequence[Run]], start: Run) -> dict[str, Any]:
             "against": against,
             "versus": {key: interval([own[s][key] - other[s][key] for s in paired]) for key in keys} if paired else None,
             "roughness": interval([roughness([step["reward"] for step in run["steps"]]) for run in whole[name]]),
-            "seconds": statistics.fmean(run["seconds"] for run in whole[name]),
+            "seconds": statistics.fmean(sum(step["seconds"] for step in run["steps"]) for run in whole[name]),
         }
     return table
 

@@ -26,7 +26,7 @@ from finpercep.curriculum.run_directory import RunDirectory
 from finpercep.curriculum.settings import FinetuneConfig
 from finpercep.curriculum.snapshots import Crops, Snapshots, interval, rung_label, training_crops
 from finpercep.curriculum.watch import Watch
-from finpercep.errors import ConfigError, TrainingError
+from finpercep.errors import ConfigError, Diverged
 from finpercep.reward import RewardFn, RewardSource
 from finpercep.rl.algorithm import Batch, Trainee, Update
 from finpercep.rl.gram import FeatureExtractor
@@ -76,7 +76,8 @@ def finetune(
     Raises:
         ConfigError: the monitor is on and has nothing to look at.
         RewardError: a reward could not be had; the run can be continued.
-        TrainingError: a non-finite loss, or a run directory of another run.
+        Diverged: a loss or a gradient is not finite.
+        TrainingError: a run directory of another run.
     """
     reward = LadderReward(source, config.reward, config.rungs)
     controller = config.controller(len(reward.rungs))
@@ -169,8 +170,8 @@ class _AtWork:
         """One update of the algorithm, told for the whole batch; an error names the step."""
         try:
             update = self.algorithm.update(batch, reward, rng, self.optimiser)
-        except TrainingError as error:
-            raise TrainingError(f"step {step + 1}: {error}") from error
+        except Diverged as error:
+            raise Diverged(f"step {step + 1}: {error}") from error
         losses, figures = (
             {name: self.world.mean(value) for name, value in own.items()} for own in (update.losses, update.figures)
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from finpercep.errors import TrainingError
+from finpercep.errors import Diverged
 from finpercep.rl.world import ALONE, World
 from finpercep.sr.policy import SRPolicy
 
@@ -34,7 +34,7 @@ class PolicyOptimiser:
     def backward(self, loss: torch.Tensor) -> None:
         """See `Optimise`."""
         if not math.isfinite(loss.item()):
-            raise TrainingError(f"the loss is {loss.item()}; lower the learning rate (now {self.lr})")
+            raise Diverged(f"the loss is {loss.item()}; lower the learning rate (now {self.lr})")
         loss.backward()
 
     def step(self) -> None:
@@ -42,7 +42,7 @@ class PolicyOptimiser:
         self.world.average_gradients(self.parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
         if not math.isfinite(norm):
-            raise TrainingError(f"the gradient's norm is {norm}; lower the learning rate (now {self.lr})")
+            raise Diverged(f"the gradient's norm is {norm}; lower the learning rate (now {self.lr})")
         self.adamw.step()
         self.adamw.zero_grad()
         self.grad_norms.append(norm)

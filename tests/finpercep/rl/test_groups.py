@@ -145,7 +145,7 @@ def test_without_overlap_every_answer_is_waited_for():
     reward, done = BrightnessReward(), []
     with Scorer(reward, overlap=False) as scorer:
         for _ in range(3):
-            answer = scorer.submit(torch.rand(2, 3, 8, 8))
+            answer = scorer.submit(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 2, 2))
             done.append(len(reward.calls))
             assert len(answer().rewards.reward) == 2
     assert done == [1, 2, 3] and scorer.waited > 0
@@ -162,15 +162,15 @@ def test_a_reward_that_fails_ends_the_update(flow):
 def test_scoring_runs_without_gradient_and_leaves_it_on_for_the_caller(flow):
     reward = BrightnessReward()
     with Scorer(reward) as scorer:
-        answer = scorer.submit(torch.rand(1, 3, 8, 8, requires_grad=True))
+        answer = scorer.submit(torch.rand(1, 3, 8, 8, requires_grad=True), torch.rand(1, 3, 2, 2))
         assert not answer().rewards.reward.requires_grad and torch.is_grad_enabled()
 
 
 def test_maps_are_asked_for_only_of_rewards_that_have_them():
     with Scorer(BrightnessReward(), maps=True) as scorer:
-        assert scorer.submit(torch.rand(2, 3, 8, 8))().maps.shape == (2, 8, 8)
+        assert scorer.submit(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 2, 2))().maps.shape == (2, 8, 8)
     with Scorer(lambda images: None, maps=True) as scorer, pytest.raises(ConfigError, match="degradation maps"):
-        scorer.submit(torch.rand(2, 3, 8, 8))()
+        scorer.submit(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 2, 2))()
 
 
 def test_images_without_a_reward_are_left_out_never_counted_as_a_number():
