@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from finpercep.curriculum.controller import AdaptiveConfig
 from finpercep.curriculum.settings import FinetuneConfig
+from finpercep.reward import RewardWeights
 from finpercep.rl.algorithms import algorithm_class
 
 
@@ -93,6 +94,15 @@ ARMS: Mapping[str, Arm] = {
     "fixed": Arm("ladder", "RM_0 → RM_1 → RM_2, equal lengths"),
     "adaptive": Arm("ladder", "RM_0 → RM_1 → RM_2, deciding itself", {"curriculum": "adaptive"}),
     "beside-lr": Arm("ladder", "as fixed, the reward shown the LR picture too", {"show_lr": True}),
+    "full-score": Arm(
+        "ladder",
+        "RM_2's score alone",
+        {"rungs": ("RM_2",), "reward": RewardWeights(score=1.0, max=0.0, mean=0.0)},
+        against="full",
+    ),
+    "full-map": Arm(
+        "ladder", "RM_2's map alone", {"rungs": ("RM_2",), "reward": RewardWeights(score=0.0, max=0.5, mean=0.5)}, against="full"
+    ),
     "unmatched": Arm(
         "ladder", "as fixed, each rung on its own scale, no blend", {"match_scales": False, "blend_share": 0.0}, against="fixed"
     ),

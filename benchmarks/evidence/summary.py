@@ -47,7 +47,14 @@ def changes(run: Run, start: Run) -> dict[str, float]:
         found[name] = float((now.panel[name] - before.panel[name]).mean())
     for rung, values in run["rewards"].items():
         found[f"reward {rung}"] = statistics.fmean(values) - statistics.fmean(start["rewards"][rung])
+    found["own reward"] = found[f"reward {last_rung(run)}"]
     return found
+
+
+def last_rung(run: Run) -> str:
+    """The packaged rung a run ended on; the finest for a reward that is none."""
+    rung: str = run["steps"][-1]["rung"]
+    return rung if rung in run["rewards"] else FINEST
 
 
 def is_hacked(run: Run, control: Run) -> bool:
@@ -55,8 +62,7 @@ def is_hacked(run: Run, control: Run) -> bool:
 
     The rung it ended on rates its crops higher, and the panel of the same crops is lower by more than its interval.
     """
-    rung = run["steps"][-1]["rung"]
-    own = rung if rung in run["rewards"] else FINEST
+    own = last_rung(run)
     return judge(held_out(control, own), held_out(run, own), PANEL).hacked
 
 
@@ -104,7 +110,17 @@ def summarise(runs: Mapping[str, Sequence[Run]], start: Run) -> dict[str, Any]:
     return table
 
 
-COLUMNS = ("arm", "reward RM_2", "panel, SD", "panel, beside", "PSNR, dB", "FSIM", "roughness", "hacked · diverged")
+COLUMNS = (
+    "arm",
+    "its own reward",
+    "reward RM_2",
+    "panel, SD",
+    "panel, beside",
+    "PSNR, dB",
+    "FSIM",
+    "roughness",
+    "hacked · diverged",
+)
 
 
 def rows(table: Mapping[str, Any]) -> list[list[str]]:
@@ -112,12 +128,13 @@ def rows(table: Mapping[str, Any]) -> list[list[str]]:
     shown = []
     for name, figures in table.items():
         if "change" not in figures:
-            shown.append([name, *["–"] * 6, f"0 · {figures['diverged']} of {figures['runs']}"])
+            shown.append([name, *["–"] * 7, f"0 · {figures['diverged']} of {figures['runs']}"])
             continue
         change, versus = figures["change"], figures["versus"]
         shown.append(
             [
                 name,
+                plus_minus(change["own reward"], 4),
                 plus_minus(change[f"reward {FINEST}"], 4),
                 plus_minus(change["panel"], 3),
                 "–" if versus is None else f"{plus_minus(versus['panel'], 3)} ({figures['against']})",
