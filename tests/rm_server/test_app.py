@@ -41,7 +41,7 @@ SMALL = encode_png(photo(20, 64))
 
 
 def http_of(predictors: dict[str, FakePredictor], **settings: object) -> httpx.Client:
-    app = create_app(registry_of(predictors), Settings(**settings))
+    app = create_app(registry_of(predictors), Settings(**{"lanes": 1, **settings}))  # so that a request is one batch
     return httpx.Client(transport=AppTransport(app), base_url="http://server")
 
 

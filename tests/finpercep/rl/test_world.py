@@ -39,7 +39,8 @@ def test_two_processes_make_the_update_of_one(folder, algorithm):
     assert first["metrics"] == second["metrics"]
     assert alone["metrics"][0] == pytest.approx(first["metrics"][0], rel=1e-5)
     for ours, theirs in zip(alone["metrics"], first["metrics"], strict=True):  # what rounding has grown to through clipped ratios
-        assert ours == pytest.approx(theirs, rel=1e-2)
+        assert ours[:2] == pytest.approx(theirs[:2], rel=1e-2)
+        assert ours[2] == pytest.approx(theirs[2], abs=1e-2)  # the panel of two crops, in standard deviations
     assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in first["weights"])
     one, two, begun = (torch.cat([t.flatten() for t in w.values()]) for w in (alone["weights"], first["weights"], alone["start"]))
     print(algorithm, "apart", float((one - two).norm()), "of", float((one - begun).norm()))
