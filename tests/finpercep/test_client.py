@@ -29,7 +29,7 @@ URL = "http://server"
 
 
 def client_of(predictors: dict[str, FakePredictor], **options: object) -> RewardClient:
-    return RewardClient(URL, transport=AppTransport(create_app(registry_of(predictors), Settings())), **options)
+    return RewardClient(URL, transport=AppTransport(create_app(registry_of(predictors), Settings(lanes=1))), **options)
 
 
 @pytest.fixture

@@ -65,6 +65,7 @@ def deploy(args: dict[str, Any], deployment: dict[str, Any]) -> None:
 
 def wait_until_running(replicas: int | None = None, seconds: float = 400) -> None:
     from ray import serve
+    from ray.exceptions import RayActorError
 
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -72,8 +73,9 @@ def wait_until_running(replicas: int | None = None, seconds: float = 400) -> Non
         if application is not None:
             if application.status == "DEPLOY_FAILED":
                 raise RuntimeError(application.message)
-            if application.status == "RUNNING" and (replicas is None or len(digests()) == replicas):
-                return
+            with suppress(RayActorError):  # a replica that went with its node, and is still in the books
+                if application.status == "RUNNING" and (replicas is None or len(digests()) == replicas):
+                    return
         time.sleep(0.3)
     raise TimeoutError(str(serve.status()))
 
