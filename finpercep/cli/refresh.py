@@ -230,6 +230,7 @@ class LadderRefresher:
     def _train_config(self, models: Sequence[FinPercepRM]) -> TrainConfig:
         """Of a ladder that ends with the rung to train; ``models`` are its rungs as they are."""
         from finpercep.cli.train_rm_config import train_config
+        from finpercep.training.processes import quick_precision
 
         flags = {
             "ladder.map_strides": [model.config.map_stride for model in models[1:]],
@@ -237,6 +238,7 @@ class LadderRefresher:
             "batch_size": self._config.batch_size,
             "crop": self._config.crop,
             "lr": self._config.lr,
+            "precision": quick_precision(self._device),
             "seed": self._seed,
         }
         return train_config(None, flags, models[-1].config)
