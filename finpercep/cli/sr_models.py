@@ -101,13 +101,18 @@ def diffusion_sr_models(folder: Path, name: str, device: str = "auto") -> dict[s
     from data_synth.device import device_mark, resolve_device
     from finpercep.sr.pretrain import SNAPSHOTS
     from finpercep.sr.tiny import TinyDiffusionSR
+    from finpercep.training.processes import quick_precision
 
     folders = {name: folder} | {f"{name}@{path.name}": path for path in sorted(folder.glob(f"{SNAPSHOTS}/*"))}
     models: dict[str, SRModel] = {}
     for own_name, path in folders.items():
-        policy = TinyDiffusionSR.from_pretrained(path, device=resolve_device(device), autocast=True)
+        on = resolve_device(device)
+        autocast = quick_precision(on) == "bf16"
+        policy = TinyDiffusionSR.from_pretrained(path, device=on, autocast=autocast)
         policy.unet.requires_grad_(False).eval()
-        models[own_name] = DiffusionSRModel(policy, own_name, f"{policy_digest(path)}+bfloat16{device_mark(policy.device)}")
+        models[own_name] = DiffusionSRModel(
+            policy, own_name, policy_digest(path) + "+bfloat16" * autocast + device_mark(policy.device)
+        )
     return models
 
 
