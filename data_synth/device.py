@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from data_synth.schema.errors import FinpercepError
@@ -33,3 +35,15 @@ def resolve_device(name: str) -> torch.device:
 def device_mark(device: torch.device) -> str:
     """What a model's version ends in: nothing on a CPU, ``+cuda`` on a GPU, which rounds differently."""
     return "" if device.type == "cpu" else f"+{device.type}"
+
+
+def computes_bf16(device: torch.device, processor: Path = Path("/proc/cpuinfo")) -> bool | None:
+    """Whether bfloat16 is computed in hardware; None where it cannot be told. Imitated, it is many times slower than float32."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        flags = processor.read_text(errors="replace").split()
+    except OSError:
+        return None
+    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))

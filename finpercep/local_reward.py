@@ -31,7 +31,7 @@ def as_pixels(images: torch.Tensor, device: torch.device) -> torch.Tensor:
 def score_batch(
     predictor: Predictor, pixels: torch.Tensor, weights: RewardWeights, lr: torch.Tensor | None = None
 ) -> tuple[Rewards, torch.Tensor | None]:
-    """Fused rewards and maps of one batch: the one computation behind local and served rewards.
+    """Fused rewards and maps of one batch.
 
     Args:
         pixels: N×3×H×W float32 RGB in [0, 1], on the predictor's device; gradients flow to it.

@@ -19,7 +19,8 @@ from data_synth.photos import PhotoSource, find_photos, photo_source
 from data_synth.schema import write_atomically
 from finpercep.cli.finetune import gram_features
 from finpercep.cli.photo_pairs import PhotoPairs, load_photos
-from finpercep.cli.refresh import LadderRefresher, LocalPublisher, RefreshConfig, build_known_data
+from finpercep.cli.publishing import LocalPublisher
+from finpercep.cli.refresh import LadderRefresher, RefreshConfig, build_known_data
 from finpercep.curriculum.loop import finetune
 from finpercep.curriculum.run_directory import RunDirectory
 from finpercep.curriculum.tripwires import TRIPWIRES
@@ -38,7 +39,7 @@ CROP = 128
 """Side of the held-out crops in px."""
 
 DRAWN = 0
-"""Seed of the held-out crops and of the noise they are sampled from: the same for all arms and seeds."""
+"""Seed of the held-out crops, of the noise they are sampled from, and of refreshes: the same for all arms and seeds."""
 
 FURTHER = {"vif": True, "cw_ssim": True, "nlpd": False, "piqe": False}
 """Measures beside the monitor's panel, and whether higher is better; PIQE looks at the image alone."""
@@ -125,7 +126,7 @@ def refresh_config(scale: Scale) -> RefreshConfig:
 
 def prepare(scale: Scale, photos: Photos, out: Path) -> None:
     """Build the data set that stands for what the reward model knows, once for all seeds."""
-    build_known_data(photos.sources(), out / KNOWN, refresh_config(scale), load_policy("tiny").scale, seed=0)
+    build_known_data(photos.sources(), out / KNOWN, refresh_config(scale), load_policy("tiny").scale, seed=DRAWN)
 
 
 def bicubic(lr: torch.Tensor) -> torch.Tensor:
@@ -144,7 +145,7 @@ def run_arm(name: str, seed: int, scale: Scale, photos: Photos, out: Path) -> No
     policy = load_policy("tiny")
     pairs, ladder = photos.pairs(config.crop), LocalSource(load_predictors(packaged_model_folder()))
     oracle = Oracle(pairs, config.batch_size) if arm.reward == "oracle" else None
-    refresher = _refresher(ladder, folder, seed, scale, photos, out) if arm.reward == "refreshed" else None
+    refresher = _refresher(ladder, folder, scale, photos, out) if arm.reward == "refreshed" else None
     features = gram_features("reward", CPU).extractor
     record = {"arm": name, "seed": seed, "config": config.to_json()}
     try:
@@ -164,7 +165,7 @@ def run_arm(name: str, seed: int, scale: Scale, photos: Photos, out: Path) -> No
     write_atomically(result, json.dumps(record).encode())
 
 
-def _refresher(ladder: LocalSource, folder: Path, seed: int, scale: Scale, photos: Photos, out: Path) -> LadderRefresher:
+def _refresher(ladder: LocalSource, folder: Path, scale: Scale, photos: Photos, out: Path) -> LadderRefresher:
     return LadderRefresher(
         folder / "refresh",
         packaged_model_folder(),
@@ -173,5 +174,5 @@ def _refresher(ladder: LocalSource, folder: Path, seed: int, scale: Scale, photo
         LocalPublisher(ladder, CPU),
         device=CPU,
         world=ALONE,
-        seed=seed,
+        seed=DRAWN,  # divides the photos as the known data do, so that their test photos stay unseen
     )

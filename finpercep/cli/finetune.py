@@ -107,11 +107,12 @@ def finetune(
     from data_synth.device import resolve_device
     from finpercep.cli.finetune_config import REFRESH_TABLE, finetune_config, policy_settings, refresh_config
     from finpercep.cli.photo_pairs import PhotoPairs
-    from finpercep.cli.refresh import FOLDER, ServerAccess, open_refresher, unrefreshed
+    from finpercep.cli.publishing import ServerAccess, unrefreshed
+    from finpercep.cli.refresh import FOLDER, open_refresher
     from finpercep.cli.reward_sources import open_rewards
     from finpercep.rl.world import join_world
 
-    flags: dict[str, Any] = {
+    flags = {
         "steps": steps,
         "batch_size": batch_size,
         "crop": crop,
@@ -119,12 +120,13 @@ def finetune(
         "ema": ema,
         "seed": seed,
         "curriculum": curriculum,
+        "rungs": None if rungs is None else [rung.strip() for rung in rungs.split(",")],
+        "show_lr": show_lr,
+        "monitor.every": monitor,
+        "monitor.on_alarm": on_alarm,
+        "snapshot_every": snapshot_every,
     }
-    flags["show_lr"] = show_lr
-    if rungs is not None:
-        flags["rungs"] = [rung.strip() for rung in rungs.split(",")]
-    looks = {"monitor.every": monitor, "monitor.on_alarm": on_alarm, "snapshot_every": snapshot_every}
-    resolved = finetune_config(config, algorithm, {**flags, **looks}, settings or ())
+    resolved = finetune_config(config, algorithm, flags, settings or ())
     renewal = refresh_config(config, refresh, refresh_set or ())
     photos = photos_of(data, resolved.crop, hold_out=resolved.monitor.every > 0, seed=resolved.seed)
     pairs, watched = (PhotoPairs(pixels, resolved.crop, DegradationConfig.light()) for pixels in (photos.train, photos.held_out))
@@ -142,9 +144,8 @@ def finetune(
             for about in rewards.values():
                 if "rungs" in about:
                     about["rungs"] = unrefreshed(out / FOLDER, about["rungs"])
-            access, admin = None, read_token(admin_token_file)
-            if model_root is not None and admin is not None:
-                access = ServerAccess(model_root, admin)
+            admin = read_token(admin_token_file)
+            access = ServerAccess(model_root, admin) if model_root and admin else None
             refresher = open_refresher(
                 reward, source, photos.source, renewal, out, seed=resolved.seed, device=where, world=world, access=access
             )

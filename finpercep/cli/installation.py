@@ -176,6 +176,8 @@ def devices() -> tuple[tuple[Device, ...], tuple[str, ...]]:
 def _cpu() -> Device:
     import torch
 
+    from data_synth.device import computes_bf16
+
     cores = usable_cores()
     described = f"{cores} of {os.cpu_count()} cores usable, {torch.get_num_threads()} threads"
     total = free = None
@@ -183,16 +185,17 @@ def _cpu() -> Device:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
         if "SC_AVPHYS_PAGES" in os.sysconf_names:
             free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / GIB
-    return Device("cpu", described, total, free, _cpu_bf16(), usable=True)
+    return Device("cpu", described, total, free, computes_bf16(torch.device("cpu")), usable=True)
 
 
 def _cuda(index: int) -> Device:
     import torch
 
+    from data_synth.device import computes_bf16
+
     about = torch.cuda.get_device_properties(index)
     free, total = torch.cuda.mem_get_info(index)
-    with torch.cuda.device(index):
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16 = computes_bf16(torch.device("cuda", index))
     return Device(f"cuda:{index}", f"{about.name}, CUDA {torch.version.cuda}", total / GIB, free / GIB, bf16, usable=True)
 
 
@@ -204,11 +207,3 @@ def usable_cores(limits: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
     except (OSError, ValueError):
         return cores
-
-
-def _cpu_bf16(processor: Path = Path("/proc/cpuinfo")) -> bool | None:
-    try:
-        flags = processor.read_text(errors="replace")
-    except OSError:
-        return None
-    return any(flag in flags.split() for flag in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -2,7 +2,7 @@
 
 The policy's outputs for training photos are region-swapped with the photos (`data_synth`), half of the samples are of the kind
 that the reward model knows already, and RM_{k+1} goes on from its weights under the same anchor RM_0 (method §5). It takes the
-old one's place unless it is worse, by more than a margin, on a frozen test split of photos it never trained on.
+old one's place unless it is worse, by more than a margin, on the frozen test split of that known data.
 """
 
 from __future__ import annotations
@@ -13,9 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from finpercep.cli.console import say
+from finpercep.cli.publishing import (
+    RECORD_NAME,
+    LocalPublisher,
+    Publisher,
+    ServedPublisher,
+    ServerAccess,
+    copy_folder,
+    ladder_behind,
+    unrefreshed,
+)
 from finpercep.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,9 +34,7 @@ if TYPE_CHECKING:
     from data_synth.photos import PhotoSource
     from data_synth.plan import BuildConfig
     from data_synth.shards import NetworkFactory, Networks
-    from finpercep.client import RewardClient
     from finpercep.curriculum.refresh import Record
-    from finpercep.local_reward import LocalSource
     from finpercep.reward import RewardSource
     from finpercep.reward_model.model import FinPercepRM
     from finpercep.rl.world import World
@@ -36,9 +44,6 @@ if TYPE_CHECKING:
 
 FOLDER = "refresh"
 """In the run directory."""
-
-RECORD_NAME = "refresh.json"
-"""In the folder of a refresh: what came of it. A folder with one is complete."""
 
 HELD_OUT = 0.15
 """Shares of the photos of either data set for validation, and for the test."""
@@ -77,47 +82,6 @@ class RefreshConfig:
             raise ConfigError(f"refresh: crop must be a multiple of 16 from 32 on, got {self.crop}")
         if not (self.lr > 0 and 0 <= self.margin <= 1):
             raise ConfigError(f"refresh: lr must be positive and margin lie in [0, 1], got {self.lr} and {self.margin}")
-
-
-class Publisher(Protocol):
-    """Has the reward's source serve another model."""
-
-    def publish(self, rung: str, ladder: Path, digest: str) -> None:
-        """Serve ``rung`` of ``ladder``, whose digest it is, from now on; nothing happens where it is served already."""
-        ...
-
-
-class LocalPublisher:
-    """`Publisher` to a reward in this process."""
-
-    def __init__(self, source: LocalSource, device: torch.device | str) -> None:
-        self._source, self._device = source, device
-
-    def publish(self, rung: str, ladder: Path, digest: str) -> None:  # noqa: ARG002
-        """See `Publisher`."""
-        from finpercep.predictor import load_predictor
-
-        self._source.replace(rung, load_predictor(ladder, rung, self._device))
-
-
-class ServedPublisher:
-    """`Publisher` to servers that load ladders from a folder which this machine sees too.
-
-    Args:
-        client: of the servers.
-        model_root: their ``--model-root``.
-        admin_token: theirs.
-        world: the processes that train together.
-    """
-
-    def __init__(self, client: RewardClient, model_root: Path, admin_token: str, world: World) -> None:
-        self._client, self._root, self._admin_token, self._world = client, model_root, admin_token, world
-
-    def publish(self, rung: str, ladder: Path, digest: str) -> None:
-        """See `Publisher`. Raises `RewardRejected` where a server does not take it."""
-        name = f"{ladder.parent.name}-{digest.rpartition(':')[2][:12]}"
-        self._world.from_main(partial(_copy_folder, ladder, self._root / name, "ladder.json"))
-        self._client.put_rung(rung, name, admin_token=self._admin_token, digest=digest)
 
 
 class LadderRefresher:
@@ -193,12 +157,9 @@ class LadderRefresher:
 
     def _splits(self, data: Path) -> dict[str, Samples]:
         from data_synth.schema import read_split
+        from data_synth.schema.manifest import SPLITS
 
-        return {
-            "train": read_split(data, "train"),
-            "validation": read_split(data, "validation"),
-            "test": read_split(data, "test"),
-        }
+        return {split: read_split(data, split) for split in SPLITS}
 
     def _train(self, rung: str, out: Path, new: Mapping[str, Samples], old: Mapping[str, Samples]) -> None:
         """Train ``rung`` in ``out`` beside copies of the rungs before it; an interrupted training goes on."""
@@ -229,8 +190,8 @@ class LadderRefresher:
 
     def _train_config(self, models: Sequence[FinPercepRM]) -> TrainConfig:
         """Of a ladder that ends with the rung to train; ``models`` are its rungs as they are."""
+        from data_synth.device import computes_bf16
         from finpercep.cli.train_rm_config import train_config
-        from finpercep.training.processes import quick_precision
 
         flags = {
             "ladder.map_strides": [model.config.map_stride for model in models[1:]],
@@ -238,7 +199,7 @@ class LadderRefresher:
             "batch_size": self._config.batch_size,
             "crop": self._config.crop,
             "lr": self._config.lr,
-            "precision": quick_precision(self._device),
+            "precision": "bf16" if computes_bf16(self._device) else "fp32",
             "seed": self._seed,
         }
         return train_config(None, flags, models[-1].config)
@@ -302,14 +263,6 @@ def _build(photos: Sequence[PhotoSource], out: Path, config: BuildConfig, networ
     run_build(plan(photos, out, config, networks=networks), ProcessEngine())
 
 
-@dataclass(frozen=True)
-class ServerAccess:
-    """What it takes to have servers serve another rung: their model root as this machine sees it, and their admin token."""
-
-    model_root: Path
-    admin_token: str
-
-
 def open_refresher(
     specs: Sequence[str],
     source: RewardSource,
@@ -350,15 +303,6 @@ def open_refresher(
     return LadderRefresher(folder, behind, [photos], config, publisher, device=device, world=world, seed=seed)
 
 
-def unrefreshed(folder: Path, served: Mapping[str, str]) -> dict[str, str]:
-    """``served``, rung → digest, as it was before the refreshes in ``folder``: what the run began with."""
-    before = {}
-    for path in folder.glob(f"*/{RECORD_NAME}"):
-        record = json.loads(path.read_text())
-        before[record["digest"]] = record["digest_before"]
-    return {rung: before.get(digest, digest) for rung, digest in served.items()}
-
-
 def not_worse(before: float | None, after: float | None, margin: float) -> bool:
     """Whether a figure fell by at most ``margin``; one that cannot be had after it could is worse."""
     return before is None or (after is not None and after >= before - margin)
@@ -373,41 +317,10 @@ def policy_networks(folder: Path, device: str) -> Networks:
     return Networks({model.name: model})
 
 
-def ladder_behind(served: Mapping[str, str], candidates: Sequence[Path]) -> Path:
-    """The ladder among ``candidates`` whose rungs have the digests that are served, by rung.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    from finpercep.checkpoint import read_ladder
-    from finpercep.errors import FinpercepError
-
-    for folder in candidates:
-        try:
-            found = {entry.rung: entry.digest for entry in read_ladder(folder).rungs}
-        except FinpercepError:
-            continue
-        if found == dict(served):
-            return folder
-    raise ConfigError(
-        f"--refresh needs the ladder behind the reward, {', '.join(served)}; none of {', '.join(map(str, candidates))} is it"
-    )
-
-
 def _copy_rungs(names: Sequence[str], source: Path, target: Path) -> None:
     """Copy rungs' folders."""
     for name in names:
-        _copy_folder(source / name, target / name, "config.json")
-
-
-def _copy_folder(source: Path, target: Path, written_last: str) -> None:
-    """Copy a folder, unless it is there: one with the file that is ``written_last`` is complete."""
-    if not (target / written_last).exists():
-        copy = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(source, copy)
-        shutil.rmtree(target, ignore_errors=True)
-        copy.rename(target)
+        copy_folder(source / name, target / name, "config.json")
 
 
 def _figure(value: float | None) -> str:

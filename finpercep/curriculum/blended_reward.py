@@ -60,10 +60,9 @@ class LadderReward:
     def __init__(self, source: RewardSource, weights: RewardWeights, rungs: Sequence[str] | None = None) -> None:
         there = tuple(source.rungs())
         self.rungs = there if rungs is None else tuple(rungs)
-        if not self.rungs or (unknown := [rung for rung in self.rungs if rung not in there]):
-            raise ConfigError(
-                f"rungs must name some of {', '.join(there)}, got {', '.join(self.rungs if not rungs else unknown)}"
-            )
+        unknown = [rung for rung in self.rungs if rung not in there]
+        if unknown or not self.rungs:
+            raise ConfigError(f"rungs must name some of {', '.join(there)}, got {', '.join(unknown) or 'none'}")
         self._source, self._weights = source, weights
         self._plain = [self._from_source(rung) for rung in self.rungs]
         self._first = self._plain[0] if self.rungs[0] == there[0] else self._from_source(there[0])

@@ -58,7 +58,7 @@ TRIPWIRES: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = 
 TOLERANCES: Mapping[str, float] = {"brightness_drift": 0.01, "colour_drift": 0.01, "grid": 0.02, "fine_loss": 0.1}
 """How far each may rise before it means anything: two or three 8-bit levels, twice a noise's grid, a tenth of the fine detail.
 
-A policy that goes on training without a reward moves by at most half of these (`benchmarks/evidence`).
+A policy that goes on training without a reward moved by less than a tenth of these (`benchmarks/results/evidence.json`, control).
 """
 
 

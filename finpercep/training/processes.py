@@ -60,11 +60,6 @@ def require_whole_models(kind: DistributedType) -> None:
         raise ConfigError(f"every process must hold the whole model, got {kind.value}; launch with deploy/accelerate/ddp.yaml")
 
 
-def quick_precision(device: torch.device) -> Precision:
-    """``bf16`` where the device computes in it; a CPU without AVX-512 only imitates it, many times slower than ``fp32``."""
-    return "bf16" if device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
-
-
 def share_of_batch(accelerator: Accelerator, batch_size: int) -> range:
     """The places of a batch of ``batch_size`` that this process takes.
 

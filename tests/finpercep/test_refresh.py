@@ -14,16 +14,8 @@ from data_synth.photos import gather
 from data_synth.recipe import Recipe
 from data_synth.schema import read_split
 from finpercep.checkpoint import read_ladder, write_checkpoint, write_ladder
-from finpercep.cli.refresh import (
-    LadderRefresher,
-    LocalPublisher,
-    RefreshConfig,
-    ServerAccess,
-    ladder_behind,
-    not_worse,
-    open_refresher,
-    unrefreshed,
-)
+from finpercep.cli.publishing import LocalPublisher, ServerAccess, ladder_behind, unrefreshed
+from finpercep.cli.refresh import LadderRefresher, RefreshConfig, not_worse, open_refresher
 from finpercep.cli.sr_models import PolicySRModel, policy_digest
 from finpercep.client import RewardClient
 from finpercep.curriculum.loop import FinetuneConfig, finetune

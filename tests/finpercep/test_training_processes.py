@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,21 +10,15 @@ import torch
 from finpercep.errors import ConfigError
 from finpercep.predictor import load_predictors
 from finpercep.training.processes import make_accelerator, share_of_batch
+from tests.torchrun import run_alone_and_together
 
 SCRIPT = "tests.finpercep.training_process"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-
-
-def start(*command):
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=600, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("processes")
-    start(SCRIPT, str(out))
-    start("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", SCRIPT, str(out))
+    run_alone_and_together(SCRIPT, out)
     return out
 
 
