@@ -168,7 +168,8 @@ def finetune(client: RewardClient, split: PhotoSplit, folder: Path, scale: DemoS
 
     config = FinetuneConfig(steps=scale.finetune_steps, batch_size=scale.finetune_batch, seed=seed)
     pairs = PhotoPairs(load_photos(split.train, config.crop), config.crop, DegradationConfig.light())
-    described = {"data": "training photos of the demo", "rungs": {rung.name: rung.digest for rung in client.model().rungs}}
+    served = {rung.name: rung.digest for rung in client.model().rungs}
+    described = {"data": "training photos of the demo", "rewards": {"ladder": {"rungs": served}}}
     run_finetuning(
         ("tiny", PolicySettings()), client, pairs, config, folder / "finetune", gram_features("reward", "cpu"), described
     )

@@ -82,7 +82,7 @@ def finetune(
     reward = LadderReward(source, config.reward, config.rungs)
     controller = config.controller(len(reward.rungs))
     places = share_of(config.batch_size, world)
-    world.from_main(lambda: run.claim({"finetune": config.to_json(), "rungs": list(reward.rungs), **(described or {})}))
+    world.from_main(lambda: run.claim({**(described or {}), "finetune": config.to_json(), "rungs": list(reward.rungs)}))
     world.share(list(policy.parameters()))
     at_work = _AtWork(Trainee(policy, policy.frozen_copy(), features, world), config, run, held_out)
     first, refreshed = 0, dict[str, Record]()
