@@ -51,10 +51,10 @@ class DemoScale:
 
 FAST = DemoScale(
     samples=80,
-    rung_steps=(8, 12, 24),
+    rung_steps=(6, 8, 16),
     scratch_steps=(20, 25, 40),
     lr=5e-5,
-    finetune_steps=15,
+    finetune_steps=9,
     finetune_batch=2,
     evaluation_crops=8,
 )

@@ -95,14 +95,12 @@ def hub_folder(tmp_path, monkeypatch):
     """An empty torch hub folder, and no network."""
     from pyiqa.utils import download_util
 
-    before = torch.hub.get_dir()
-    torch.hub.set_dir(tmp_path)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))  # set_dir has no way back to TORCH_HOME
     monkeypatch.setattr(download_util, "DEFAULT_CACHE_DIR", str(tmp_path / "pyiqa"))
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     _forget()
     yield tmp_path
-    torch.hub.set_dir(before)
     _forget()
 
 

@@ -157,8 +157,7 @@ def test_padding_does_not_count_in_the_score():
     assert model.map_for_score(Perception(seen.deep, logits), (64, 50)).at_deep[0, :, -1].tolist() == pytest.approx([1.0] * 4)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("stride", [None, 4])
+@pytest.mark.parametrize(("stride", "dynamic"), [(None, True), (4, False)])  # (4, True): below, by the real compiler
 def test_the_model_compiles_to_one_graph(stride, dynamic):
     """No graph break in forward or backward, on one size or as a function of the size."""
     compiled_equals_eager(build(map_stride=stride, score_scale=20.0), "aot_eager", dynamic, [(2, 64, 64), (1, 47, 33)])
@@ -168,7 +167,7 @@ def test_the_model_compiles_to_one_graph(stride, dynamic):
 @pytest.mark.timeout(900)  # the compiler's first run, on a slow machine
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_the_compiler_gives_the_same_numbers():
-    compiled_equals_eager(build(score_scale=20.0), "inductor", True, [(2, 64, 64), (1, 33, 47), (3, 97, 80)])
+    compiled_equals_eager(build(score_scale=20.0), "inductor", True, [(2, 64, 64), (3, 33, 47)])
 
 
 def compiled_equals_eager(model, backend, dynamic, shapes):
