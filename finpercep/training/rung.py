@@ -21,6 +21,7 @@ from accelerate import Accelerator
 
 from finpercep.errors import TrainingError
 from finpercep.reward_model.model import FinPercepRM
+from finpercep.training.attack import attacked
 from finpercep.training.averaging import WeightAverage
 from finpercep.training.data import Samples, TripletBatch, spread, training_batch
 from finpercep.training.evaluate import evaluate_rung
@@ -126,7 +127,22 @@ class RungTrainer:
     def _losses(self, batch: TripletBatch) -> dict[str, torch.Tensor]:
         """The one place that calls the objective; autocast is the accelerator's."""
         on_device = _each(batch, lambda tensor: tensor.to(self.accelerator.device, non_blocking=True))
-        return triplet_losses(self.wrapped, self.anchor, on_device, self.config.loss)
+        return triplet_losses(self.wrapped, self.anchor, self._attacked(on_device), self.config.loss)
+
+    def _attacked(self, batch: TripletBatch) -> TripletBatch:
+        """The batch, a part of it changed so as to fool the model as it is."""
+        if not self.config.attack.radius:
+            return batch
+
+        def loss(victims: TripletBatch) -> torch.Tensor:
+            with self.accelerator.autocast():
+                return triplet_losses(self.model, None, victims, self.config.loss)["total"]
+
+        self.model.eval()  # the statistics of its norms are those of images
+        try:
+            return attacked(batch, loss, self.config.attack)
+        finally:
+            self.model.train()
 
     def _probe(self) -> None:
         self.wrapped = self.model

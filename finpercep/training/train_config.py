@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from finpercep.errors import ConfigError
 from finpercep.reward_model.ladder import LadderConfig
+from finpercep.training.attack import AttackConfig
 from finpercep.training.objective import LossWeights
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -32,6 +33,7 @@ class TrainConfig:
         validate_samples: samples of a look, spread evenly over the split. The finished rung is measured on up to 400.
         patience: a rung ends after this many steps without a better validation figure (`selection`); 0: it never does.
         loss: weights and margins.
+        attack: adversarial training; off by default.
         pretrained_encoder: start RM_0's encoder from timm's weights (may need a download), or from a file of them.
         save_every: steps between run states: at most that much is done again after an interruption.
         half: store the rungs' weights in float16.
@@ -52,6 +54,7 @@ class TrainConfig:
     validate_samples: int = 64
     patience: int = 0
     loss: LossWeights = field(default_factory=LossWeights)
+    attack: AttackConfig = field(default_factory=AttackConfig)
     pretrained_encoder: bool | str = False
     save_every: int = 100
     half: bool = True
