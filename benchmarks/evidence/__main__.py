@@ -4,14 +4,15 @@
     python -m benchmarks.evidence … --seeds 2 --steps 20 --arms control,global,fixed           # a quarter of an hour
 
 Every arm is run with every seed, in processes of one thread, as many as there are cores. A run that is
-there is not run again, so the command continues where it was stopped. It ends with `results/evidence.json`, and with tables and
-pictures in `docs/evidence.md`.
+there is not run again, so the command continues where it was stopped. It ends with a table of all runs and, from three seeds on,
+with `results/evidence.json`, and with tables and pictures in `docs/evidence.md`.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -21,12 +22,16 @@ from pathlib import Path
 
 from benchmarks.evidence.arms import ARMS, Scale
 from benchmarks.evidence.run import Photos, measure_start, prepare, run_arm
+from benchmarks.evidence.summary import COLUMNS, load_runs, rows, summarise
+from benchmarks.report import print_table
+from finpercep.predictor import packaged_model_folder
 
 
 def main(given: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="Folder of photos to train on.")
     parser.add_argument("--held-out", type=Path, required=True, help="Folder of other photos to measure on.")
+    parser.add_argument("--ladder", type=Path, default=packaged_model_folder(), help="What rewards; the packaged one measures.")
     parser.add_argument("--crops", type=int, default=32, help="Crops of these.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--arms", default=",".join(ARMS))
@@ -44,6 +49,8 @@ def main(given: Sequence[str]) -> None:
         _run_all(names, arguments, scale)
     from benchmarks.evidence.page import write_page
 
+    table = summarise(load_runs(arguments.out), json.loads((arguments.out / "start.json").read_text()))
+    print_table(COLUMNS, rows(table))
     for path in write_page(arguments.out, scale):
         print(path)
 
@@ -61,7 +68,7 @@ def _run_all(names: Sequence[str], arguments: argparse.Namespace, scale: Scale) 
         ):
             if name == "refresh" and known is not None:
                 known.result()  # it is long done when all others are
-            tasks[f"{name}, seed {seed}"] = pool.submit(run_arm, name, seed, scale, photos, arguments.out)
+            tasks[f"{name}, seed {seed}"] = pool.submit(run_arm, name, seed, scale, photos, arguments.out, arguments.ladder)
         for task, done in tasks.items():
             done.result()
             print(task, "done", flush=True)

@@ -30,16 +30,25 @@ PICTURED = ("control", "global", "full", "fixed", "adaptive", "refresh", "oracle
 CROPS = (0, 3, 6)
 """The crops that are shown, of those whose images were kept."""
 
+LEAST_SEEDS = 3
+"""Of an arm on the page."""
+
 ENLARGED, LABEL = 2, 18
 """How much a shown crop is enlarged, and the height of its label in px."""
 
 
 def write_page(out: Path, scale: Scale) -> list[Path]:
-    """Write `results/evidence.json`, the tables of `docs/evidence.md`, and its pictures; returns what was written."""
+    """Write `results/evidence.json`, the tables of `docs/evidence.md`, and its pictures; returns what was written.
+
+    Arms with fewer than three seeds say nothing and are left out; where no other is left, nothing is written.
+    """
     start = json.loads((out / "start.json").read_text())
-    runs = {name: own for name, own in load_runs(out).items() if len(own) > 2}  # fewer seeds say nothing
+    runs = {name: own for name, own in load_runs(out).items() if len(own) >= LEAST_SEEDS}
     table = summarise(runs, start)
-    scale_of_all = dataclasses.asdict(scale)
+    if not any(each.get("versus") for each in table.values()):
+        return []
+    ladders = sorted({run.get("ladder", "packaged") for own in runs.values() for run in own})
+    scale_of_all = {**dataclasses.asdict(scale), "ladder": ", ".join(ladders)}
     written = [write_result("evidence", {"scale": scale_of_all, "crops": len(start["rewards"]["RM_0"]), "arms": table})]
     record = json.loads(written[0].read_text())
     about = (

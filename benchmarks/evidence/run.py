@@ -134,7 +134,7 @@ def bicubic(lr: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.interpolate(lr, scale_factor=4, mode="bicubic", align_corners=False).clamp(0, 1)
 
 
-def run_arm(name: str, seed: int, scale: Scale, photos: Photos, out: Path) -> None:
+def run_arm(name: str, seed: int, scale: Scale, photos: Photos, out: Path, ladder_folder: Path) -> None:
     """Run an arm, unless its result is there; an interrupted run is continued."""
     folder = out / name / f"seed-{seed}"
     result = folder / "result.json"
@@ -143,11 +143,12 @@ def run_arm(name: str, seed: int, scale: Scale, photos: Photos, out: Path) -> No
     arm = ARMS[name]
     config = arm.config(scale, seed)
     policy = load_policy("tiny")
-    pairs, ladder = photos.pairs(config.crop), LocalSource(load_predictors(packaged_model_folder()))
+    pairs, ladder = photos.pairs(config.crop), LocalSource(load_predictors(ladder_folder))
     oracle = Oracle(pairs, config.batch_size) if arm.reward == "oracle" else None
-    refresher = _refresher(ladder, folder, scale, photos, out) if arm.reward == "refreshed" else None
+    refresher = _refresher(ladder, ladder_folder, folder, scale, photos, out) if arm.reward == "refreshed" else None
     features = gram_features("reward", CPU).extractor
-    record = {"arm": name, "seed": seed, "config": config.to_json()}
+    rewarded_by = "packaged" if ladder_folder == packaged_model_folder() else ladder_folder.name
+    record = {"arm": name, "seed": seed, "ladder": rewarded_by, "config": config.to_json()}
     try:
         run = RunDirectory(folder)
         for _ in finetune(policy, oracle or ladder, oracle or pairs, features, config, run, refresher=refresher):
@@ -165,10 +166,12 @@ def run_arm(name: str, seed: int, scale: Scale, photos: Photos, out: Path) -> No
     write_atomically(result, json.dumps(record).encode())
 
 
-def _refresher(ladder: LocalSource, folder: Path, scale: Scale, photos: Photos, out: Path) -> LadderRefresher:
+def _refresher(
+    ladder: LocalSource, ladder_folder: Path, folder: Path, scale: Scale, photos: Photos, out: Path
+) -> LadderRefresher:
     return LadderRefresher(
         folder / "refresh",
-        packaged_model_folder(),
+        ladder_folder,
         photos.sources(),
         dataclasses.replace(refresh_config(scale), data=str(out / KNOWN)),
         LocalPublisher(ladder, CPU),
