@@ -33,8 +33,8 @@ CROPS = (0, 3, 6)
 LEAST_SEEDS = 3
 """Of an arm on the page."""
 
-ENLARGED, LABEL = 2, 18
-"""How much a shown crop is enlarged, and the height of its label in px."""
+ENLARGED, LABEL, AMPLIFIED = 2, 18, 8
+"""How much a shown crop is enlarged, the height of its label in px, and how much a difference is amplified."""
 
 
 def write_page(out: Path, scale: Scale) -> list[Path]:
@@ -108,13 +108,15 @@ def draw_curves(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
 
 
 def draw_images(out: Path, path: Path) -> None:
-    """Held-out crops of seed 0: bicubic, the policy at the start, every pictured arm at its end, and the photo."""
+    """Held-out crops of seed 0: bicubic, the policy at the start, every pictured arm at its end, the photo, and what `full` did."""
     start = load_file(out / "start.safetensors")
     columns = {"bicubic": start["bicubic"], "start": start["images"]}
     for name in PICTURED:
         if (kept := out / name / "seed-0" / "images.safetensors").exists():
             columns[name] = load_file(kept)["images"]
     columns["photo"] = start["hr"]
+    if {"full", "control"} <= columns.keys():
+        columns[f"full - control, {AMPLIFIED}x"] = (columns["full"] - columns["control"]) * AMPLIFIED + 0.5
     crops = [crop for crop in CROPS if crop < len(start["hr"])]
     side = start["hr"].shape[-1] * ENLARGED
     sheet = Image.new("RGB", (len(columns) * side, len(crops) * side + LABEL), "white")
