@@ -58,6 +58,7 @@ SUITE = (
     Benchmark("rm_calibration", "--data {data}", "--data {data} --split train --limit 4"),
     Benchmark("score_heads", "--data {data}", "--data {data} --train 8 --test 4 --seeds 1 --steps 2"),
     Benchmark("unseen_faults", "--photos {photos}", "--limit 1"),
+    Benchmark("rm_robustness", "--photos {photos}", "--crops 1 --steps 1"),
     Benchmark("ground_truth_sanity", "--photos {photos}", "--limit 1 --draws 1"),
     Benchmark("synth_speed", "--photos {photos}", "--samples 64 --memory-samples 64"),
     Benchmark("synth_cache", "--photos {photos}", "--samples 8"),

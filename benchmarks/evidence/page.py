@@ -108,7 +108,7 @@ def draw_curves(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
 
 
 def draw_images(out: Path, path: Path) -> None:
-    """Held-out crops of seed 0: bicubic, the policy at the start, every pictured arm at its end, the photo, and what `full` did."""
+    """Held-out crops of seed 0: bicubic, the policy at the start, every pictured arm at its end, photo, what `full` did."""
     start = load_file(out / "start.safetensors")
     columns = {"bicubic": start["bicubic"], "start": start["images"]}
     for name in PICTURED:
