@@ -4,7 +4,7 @@
 
 Counted here: multiplications of the published networks (built without memory, as `benchmarks.policy_memory` builds them) and of
 the packaged RM_2; bytes of real messages and of real samples. Measured: CPU time a sample (``results/synth_speed.json``) and what
-a request costs beyond its model (``results/serving.json``). **Assumed**: the GPU, as the options say, for nothing of this project
+a request costs beyond its model (`REQUEST_SECONDS`). **Assumed**: the GPU, as the options say, for nothing of this project
 was measured on one. GPU hours go as one over ``--peak-tflops``. Simulated: trainers and reward servers together
 (`benchmarks.scale_simulation`).
 """
@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import policy_memory
 from benchmarks.report import print_table, write_result
-from benchmarks.scale_simulation import RESULTS, Simulation, Tier, Trainers, request_seconds
+from benchmarks.scale_simulation import REQUEST_SECONDS, RESULTS, Simulation, Tier, Trainers
 from benchmarks.synth_speed import plan
 from data_synth.engines.processes import ProcessEngine
 from finpercep.predictor import packaged_model_folder
@@ -257,7 +257,7 @@ def server_seconds(load: Load, assumed: Assumed, rewards: tuple[float, float]) -
     forward, graded = rewards
     gpu = load.plain * assumed.seconds_small(forward) + load.graded * assumed.seconds_small(graded)
     requests = (load.plain > 0) + (load.graded > 0)
-    return gpu, requests * request_seconds() + (load.up + load.down) / (assumed.copy_gb * 1e9)
+    return gpu, requests * REQUEST_SECONDS + (load.up + load.down) / (assumed.copy_gb * 1e9)
 
 
 def serve(

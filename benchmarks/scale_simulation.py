@@ -18,7 +18,7 @@ import json
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -29,8 +29,11 @@ from benchmarks.report import print_table, write_result
 RESULTS = Path(__file__).parent / "results"
 """Published figures, wherever this run's go."""
 
-BATCH_PIXELS, FORMER_BATCH_PIXELS = 128 * 1024, 512 * 1024
-"""Most pixels of a batch on CPUs (`rm_server.service`): now, and when ``results/serving.json`` still had idle latencies."""
+BATCH_PIXELS = 128 * 1024
+"""Most pixels of a batch on CPUs (`rm_server.service`)."""
+
+REQUEST_SECONDS = 0.0073
+"""Of a request of one image beyond the model: an idle server's latency less the bare model's (256 px, 2 cores, 2026-11-24)."""
 
 Duration = Callable[[Random, int, int], float]
 """Seconds of a batch: random numbers, images, requests."""
@@ -380,8 +383,8 @@ def closed_forms(seconds: float = 20_000.0, seed: int = 0) -> list[tuple[str, fl
 # -- beside what was measured -----------------------------------------------------------------------------------------
 
 
-def table_duration(by_size: dict[int, float], a_request: float) -> Duration:
-    """Seconds of a batch from those of measured sizes, straight lines between them, and ``a_request`` for each request in it."""
+def table_duration(by_size: dict[int, float]) -> Duration:
+    """Seconds of a batch from those of measured sizes, straight lines between them."""
     sizes = sorted(by_size)
 
     def seconds(images: int) -> float:
@@ -392,21 +395,7 @@ def table_duration(by_size: dict[int, float], a_request: float) -> Duration:
         share = 0.0 if above == below else (images - below) / (above - below)
         return by_size[below] + share * (by_size[above] - by_size[below])
 
-    return lambda _rng, images, requests: seconds(images) + a_request * requests
-
-
-def request_seconds(record: Mapping[str, Any] | None = None) -> float:
-    """What a request of one image costs beyond the model, in seconds: an idle server's latency less the bare model's.
-
-    Args:
-        record: of ``serving``, or ``serving_latency`` where the first has no idle latencies; those in ``results`` when None.
-    """
-    record = record or _record("serving")
-    if "idle_latency_ms" in record:
-        idle = record["idle_latency_ms"]
-        return (idle["256: finpercep, tensors"] - idle["256: bare"]) / 1000
-    lines = {line["load"]: line for line in _record("serving_latency")["lines"] if line["side"] == 256}
-    return (lines["idle"]["p50_ms"] - lines["bare"]["p50_ms"]) / 1000
+    return lambda _rng, images, _requests: seconds(images)
 
 
 def _record(name: str) -> dict[str, Any]:
@@ -415,14 +404,13 @@ def _record(name: str) -> dict[str, Any]:
 
 
 def beside_measured(seconds: float = 300.0) -> list[dict[str, Any]]:
-    """One server under its clients: predicted from the bare model and an idle request, and as `benchmarks.serving` measured it.
+    """One server under its clients: predicted from the bare model, and as `benchmarks.serving` measured it.
 
-    The bare model's batches give the duration, an idle request's latency beyond the model's what a request costs on top: server
-    and clients share the cores, so that is not hidden behind the model's work. Nothing is fitted to the loaded server.
+    The bare model's batches give the duration. What a request costs beyond the model is not added: while one lane of the server
+    answers, the other computes. Nothing is fitted to the loaded server.
     """
     record = _record("serving")
     lines = {line["line"]: line for line in record["lines"] if line["side"] == 256}
-    largest = FORMER_BATCH_PIXELS if "idle_latency_ms" in record else BATCH_PIXELS
     rows = []
     for route, suffix in (("tensors", ""), ("gradients", ", with gradient")):
         bare = {
@@ -430,7 +418,7 @@ def beside_measured(seconds: float = 300.0) -> list[dict[str, Any]]:
             for size in (1, 2, 4, 8, 16, 32)
             if (name := f"bare, batch {size}{suffix}") in lines
         }
-        simulation = Simulation(Tier(1, table_duration(bare, request_seconds(record)), largest // 256**2), warm=30.0)
+        simulation = Simulation(Tier(1, table_duration(bare), BATCH_PIXELS // 256**2), warm=30.0)
         simulation.train(Trainers(record["clients"], lambda _rng: 0.0))
         predicted, measured = simulation.run(seconds), lines[f"finpercep, {route}"]
         rows.append(

@@ -204,8 +204,6 @@ def _serving(record: Record) -> Iterator[Table | Picture]:
         }
         yield bars(list(rates), list(rates.values()), label=f"images a second, {side}²")
     yield rows_of(lines)
-    if "idle_latency_ms" in record:
-        yield Table(("asked alone", "median ms"), [[key, value] for key, value in record["idle_latency_ms"].items()])
 
 
 def _server_fuzz(record: Record) -> Iterator[Table | Picture]:
