@@ -24,7 +24,7 @@ class AttackConfig:
 
     Attributes:
         radius: largest change of a channel of a pixel, images being in [0, 1]; 0: none.
-        steps: of projected gradient ascent, from a random start. One, as long as the radius, is the fast form (Wong et al., arXiv
+        steps: of projected gradient ascent, from a random start. One, of 1.25 radii, is the fast form (Wong et al., arXiv
             2001.03994).
         share: of the triplets of a batch that are attacked; the others stay as they are.
     """
