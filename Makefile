@@ -3,14 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+WORKERS ?= 2
 
 .PHONY: demo test check serve docs figures bench install clean
 
 demo: $(READY)
 	$(BIN)/finpercep demo $(ARGS)
 
+# Two files at a time; WORKERS=0 for one process.
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 # What every commit passes.
 check: $(READY)
@@ -18,7 +20,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest $(ARGS)
+	$(MAKE) test
 
 serve: $(READY)
 	$(BIN)/finpercep serve $(ARGS)

@@ -29,6 +29,7 @@ from data_synth.schema.pixels import encode_png
 from finpercep.cli.server_process import ServerProcess
 from finpercep.predictor import Predictor, load_predictor, packaged_model_folder
 from finpercep.wire import TENSOR_MEDIA_TYPE, ScoreRequest, encode_request
+from rm_server.memory import keep_freed_memory
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 ROUTES = ("tensors", "gradients", "png")
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15.0, help="of each line")
     parser.add_argument("--sides", default="256,512")
     options = parser.parse_args()
+    keep_freed_memory()  # what the server has, the bare model has too
     sides = [int(side) for side in options.sides.split(",")]
     lines = [line for side in sides for line in measure(options.model, side, options.clients, options.seconds)]
     columns = ("side", "line", "images_per_second", "to_bare", "p50_ms", "p99_ms")

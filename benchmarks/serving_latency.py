@@ -20,6 +20,7 @@ from benchmarks.serving import pictures, requests
 from benchmarks.serving_peers import score_batch
 from finpercep.cli.server_process import ServerProcess
 from finpercep.predictor import load_predictor, packaged_model_folder
+from rm_server.memory import keep_freed_memory
 
 CLIENTS = 32
 """Enough to keep the server busy."""
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--sides", default="256,512")
     parser.add_argument("--shares", default="0.5,0.9")
     options = parser.parse_args()
+    keep_freed_memory()  # what the server has, the bare model has too
     shares = [float(share) for share in options.shares.split(",")]
     sides = [int(side) for side in options.sides.split(",")]
     lines = [line for side in sides for line in measure(options.model, side, options.seconds, shares)]

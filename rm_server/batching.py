@@ -5,7 +5,8 @@ away at once, with a guess of when to come back. Inside it submits jobs. Jobs th
 thread for each runner takes the oldest job and, up to a limit of pixels, those after it with its key, and runs them together.
 
 A batch waits for company only while visitors are inside that have submitted nothing yet, and never longer than a set time: a
-lone request is run at once. Threads that are idle share what waits, so that none is given all of it.
+lone request is run at once. Threads that are idle share what waits, so that none is given all of it; the first of them begins, so
+that requests which come one after the other all run on the first thread.
 """
 
 from __future__ import annotations
@@ -122,11 +123,12 @@ class Batcher(Generic[Work, Result]):
         self.limits, self.clock = limits, clock
         self._changed = threading.Condition()
         self._buckets: OrderedDict[Hashable, deque[_Waiting[Work, Result]]] = OrderedDict()
-        self._inside = self._visitors = self._expected = self._arrivals = self._running = self._pauses = 0
+        self._inside = self._visitors = self._expected = self._arrivals = self._pauses = 0
+        self._idle = set(range(len(runners)))  # threads that run nothing
         self._closed = False
         self._rate: float | None = None  # pixels a second, a moving average over batches
         self._threads = [
-            threading.Thread(target=self._work, args=(runner,), name=f"inference-{index}", daemon=True)
+            threading.Thread(target=self._work, args=(index, runner), name=f"inference-{index}", daemon=True)
             for index, runner in enumerate(runners)
         ]
         for thread in self._threads:
@@ -143,6 +145,10 @@ class Batcher(Generic[Work, Result]):
         """Whether at most one batch runs, and no job waits."""
         with self._changed:
             return self._running <= 1 and not self._buckets
+
+    @property
+    def _running(self) -> int:
+        return len(self._threads) - len(self._idle)
 
     @property
     def pixels_inside(self) -> int:
@@ -217,26 +223,26 @@ class Batcher(Generic[Work, Result]):
             self._inside -= pixels
             self._visitors -= 1
 
-    def _work(self, runner: Runner[Work, Result]) -> None:
-        while batch := self._next_batch():
+    def _work(self, thread: int, runner: Runner[Work, Result]) -> None:
+        while batch := self._next_batch(thread):
             began = self.clock()
             _run(runner, batch, began, self.clock)
-            self._ended(sum(entry.job.pixels for entry in batch), self.clock() - began)
+            self._ended(thread, sum(entry.job.pixels for entry in batch), self.clock() - began)
             del batch  # a thread that waits must not keep the last batch's images
 
-    def _ended(self, pixels: int, seconds: float) -> None:
+    def _ended(self, thread: int, pixels: int, seconds: float) -> None:
         with self._changed:
-            self._running -= 1
+            self._idle.add(thread)
             self._changed.notify_all()
             rate = len(self._threads) * pixels / max(seconds, 1e-6)
             self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
 
-    def _next_batch(self) -> list[_Waiting[Work, Result]] | None:
+    def _next_batch(self, thread: int) -> list[_Waiting[Work, Result]] | None:
         """The oldest job and its company, taken out of the queue; None when the house is closed."""
         with self._changed:
             while not self._closed:
                 self._drop_stale()
-                if self._pauses or not self._buckets:
+                if self._pauses or not self._buckets or thread != min(self._idle):
                     self._changed.wait()
                     continue
                 key = min(self._buckets, key=lambda key: self._buckets[key][0].number)
@@ -246,13 +252,13 @@ class Batcher(Generic[Work, Result]):
                 if not is_full and self._expected and patience > 0:
                     self._changed.wait(patience)
                     continue
-                idle = len(self._threads) - self._running
-                batch = [bucket.popleft() for _ in range(min(count, math.ceil(len(bucket) / idle)))]
+                batch = [bucket.popleft() for _ in range(min(count, math.ceil(len(bucket) / len(self._idle))))]
                 if not bucket:
                     del self._buckets[key]
                 batch = [entry for entry in batch if entry.future.set_running_or_notify_cancel()]
                 if batch:
-                    self._running += 1
+                    self._idle.remove(thread)
+                    self._changed.notify_all()  # what is left is the next thread's
                     return batch
         return None
 

@@ -86,29 +86,39 @@ class Engine:
     """The batcher over one thread, or several, for each device.
 
     On CPUs several batches at a time, each on a share of the cores, are faster than one on all of them: threads that work on one
-    batch wait for each other, and for whoever else needs a core. A batch that is alone still gets all cores.
+    batch wait for each other, and for whoever else needs a core. A batch that is alone still gets all cores, on the first lane:
+    were there a second team of threads, OpenMP would count more of them than cores, and let them sleep wherever they wait for
+    each other (a lone 256² image then takes half as long again).
 
     Args:
         devices: how many; a `ServedRung` has a replica for each.
         limits: of batches and of the house.
         lanes: batches that run at once on one device.
+        threads: cores for all lanes of a device together; torch's number of threads when absent.
         bf16: whether convolutions run in bfloat16.
         request_seconds: longest time an image may wait for its turn.
     """
 
     def __init__(
-        self, devices: int, limits: BatchLimits, *, lanes: int = 1, bf16: bool = False, request_seconds: float = 120.0
+        self,
+        devices: int,
+        limits: BatchLimits,
+        *,
+        lanes: int = 1,
+        threads: int | None = None,
+        bf16: bool = False,
+        request_seconds: float = 120.0,
     ) -> None:
-        self._cores, self._lanes, self._bf16 = torch.get_num_threads(), lanes, bf16
-        runners = [functools.partial(self._run, device) for device in range(devices) for _ in range(lanes)]
+        self._cores, self._lanes, self._bf16 = threads or torch.get_num_threads(), lanes, bf16
+        runners = [functools.partial(self._run, device, lane) for device in range(devices) for lane in range(lanes)]
         self.batcher: Batcher[ImageWork, ImageResult] = Batcher(runners, limits)
         self.request_seconds = request_seconds
 
-    def _run(self, device: int, works: Sequence[ImageWork]) -> list[ImageResult | Exception]:
-        if self._lanes > 1:
-            share = self._cores if self.batcher.is_calm else max(1, self._cores // self._lanes)
-            if share != torch.get_num_threads():
-                torch.set_num_threads(share)  # of this thread, and of threads that begin later
+    def _run(self, device: int, lane: int, works: Sequence[ImageWork]) -> list[ImageResult | Exception]:
+        alone = lane == 0 and self.batcher.is_calm
+        share = self._cores if alone else max(1, self._cores // self._lanes)
+        if share != torch.get_num_threads():
+            torch.set_num_threads(share)  # of this thread, and of threads that begin later
         return run_batch(device, works, bf16=self._bf16)
 
     def enter(self, pixels: int) -> ImageVisit:

@@ -61,10 +61,17 @@ class Service:
         of_device = CPU_BATCH_PIXELS if self.devices[0].type == "cpu" else GPU_BATCH_PIXELS
         limits = BatchLimits(settings.batch_pixels or of_device, settings.house_pixels, settings.wait_ms / 1000)
         bf16 = settings.precision == "bf16"
-        self.engine = Engine(len(self.devices), limits, lanes=self._lanes(), bf16=bf16, request_seconds=settings.request_seconds)
+        self.engine = Engine(
+            len(self.devices),
+            limits,
+            lanes=self._lanes(),
+            threads=settings.threads,
+            bf16=bf16,
+            request_seconds=settings.request_seconds,
+        )
         self.metrics = Metrics(self.engine.batcher)
         self._tolerance = canary.BF16_TOLERANCE if bf16 else canary.TOLERANCE
-        self._pool = ThreadPoolExecutor(settings.decoders, thread_name_prefix="codec")
+        self._pool = ThreadPoolExecutor(settings.decoders, "codec", initializer=torch.set_num_threads, initargs=(1,))
         self._canaries: dict[str, tuple[float, str | None]] = {}
         self._cold: str | None = "it is warming up" if settings.warm_up_sizes else None
         if settings.compile:
@@ -75,7 +82,11 @@ class Service:
         """Compiled models are made for one number of threads, so they have one lane."""
         if self.settings.lanes is not None:
             return self.settings.lanes
-        return 1 if self.settings.compile or self.devices[0].type != "cpu" else min(CPU_LANES, torch.get_num_threads())
+        return (
+            1
+            if self.settings.compile or self.devices[0].type != "cpu"
+            else min(CPU_LANES, self.settings.threads or torch.get_num_threads())
+        )
 
     def _check_warm_up(self, height: int, width: int) -> None:
         fault = side_fault(height, width, self.registry.default.min_side)

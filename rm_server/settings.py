@@ -47,6 +47,7 @@ class Settings(BaseSettings):
         le=64,
         description="Batches at once on a device; when absent, one for each core of a CPU, four at most; one on a GPU.",
     )
+    threads: int | None = Field(None, gt=0, description="Cores of a CPU that models run on; when absent, all.")
     compile: bool = Field(
         False, description="Whether torch.compile makes the models quicker; it takes minutes, and a C++ compiler on a CPU."
     )

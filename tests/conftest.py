@@ -6,6 +6,10 @@ import dataclasses
 import os
 from pathlib import Path
 
+# Each of pytest's workers, and the processes its tests start, has its share of the cores; torch reads this when it is imported.
+if (WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // WORKERS)))
+
 import pytest
 import torch
 

@@ -42,6 +42,7 @@ def serve(
 
     Example: finpercep serve --port 8000, then: curl -F image=@photo.png http://127.0.0.1:8000/score
     """
+    import torch
     from pydantic import ValidationError
 
     from data_synth.device import resolve_device
@@ -70,6 +71,8 @@ def serve(
         setting = ".".join(map(str, fault["loc"]))  # no received value: it may be a token
         message = fault["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{setting}: {message}" if setting else message) from error
+    settings = settings.model_copy(update={"threads": settings.threads or torch.get_num_threads()})
+    torch.set_num_threads(1)  # of this thread; the engine's first alone may have a team (`Engine`)
     folder = settings.model or packaged_model_folder()
     ladders = [load_predictors(folder, resolve_device(name.strip())) for name in settings.device.split(",")]
     registry = Registry({rung: [ladder[rung] for ladder in ladders] for rung in ladders[0]})

@@ -167,7 +167,7 @@ def test_the_model_compiles_to_one_graph(stride, dynamic):
 @pytest.mark.timeout(900)  # the compiler's first run, on a slow machine
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_the_compiler_gives_the_same_numbers():
-    compiled_equals_eager(build(score_scale=20.0), "inductor", True, [(2, 64, 64), (3, 33, 47)])
+    compiled_equals_eager(build(score_scale=20.0), "inductor", True, [(3, 33, 47)])
 
 
 def compiled_equals_eager(model, backend, dynamic, shapes):

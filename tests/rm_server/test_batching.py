@@ -252,6 +252,14 @@ def test_idle_threads_share_what_waits():
     assert sizes == [3, 3]
 
 
+def test_jobs_that_come_one_after_the_other_run_on_the_first_thread():
+    first, second = Recorder(), Recorder()
+    with batcher_of(first, second) as batcher, batcher.enter(0) as visit:
+        for index in range(20):
+            assert visit.submit([Job(index, "a", 1)])[-1].result(10).result == index**2
+    assert first.batches == [[index] for index in range(20)] and second.batches == []
+
+
 def test_it_is_calm_while_one_batch_runs_and_nothing_waits():
     recorder = Recorder()
     with batcher_of(recorder) as batcher, batcher.enter(1) as visit:

@@ -115,6 +115,7 @@ def test_lanes_are_those_that_were_asked_for_or_those_the_cores_allow(service_of
 
     assert lanes(lanes=3) == 3
     assert lanes(lanes=None) == min(CPU_LANES, torch.get_num_threads())
+    assert lanes(lanes=None, threads=3) == 3
 
 
 def score_of(service, pixels, *, grad: bool) -> torch.Tensor:
