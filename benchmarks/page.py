@@ -25,7 +25,7 @@ from benchmarks.tables import Picture, Record, Table, as_it_is, cell
 HERE = Path(__file__).parent
 RECORD_KEYS = ("benchmark", "date", "machine", "settings", "command")
 ORDER = tuple(VIEWS)
-ELSEWHERE = {"evidence": "evidence.md"}
+ELSEWHERE = {"evidence": "evidence.md", "evidence_trained": "evidence.md"}
 """Records with a page of their own."""
 
 HEAD = """# Benchmarks

@@ -4,7 +4,8 @@
 
 What the server can do is measured first, with every client asking again at once. Then requests of one image each arrive at random
 moments (Poisson) at a share of that rate, whether or not those before have been answered; a latency counts from the moment of
-arrival. ``idle`` is one request at a time, and ``bare`` the model alone in this process on one image.
+arrival. ``idle`` is one request at a time, and ``bare`` the model alone in this process on one image, with the allocator's
+settings that the server has.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Does fine-tuning against a served map end better than against one number, on measures the reward never saw?
 
-    python -m benchmarks.evidence --photos photos/ --held-out others/ --out runs/evidence      # all arms, 5 seeds: overnight
-    python -m benchmarks.evidence … --seeds 2 --steps 20 --arms control,global,fixed           # a quarter of an hour
+    python -m benchmarks.evidence --photos photos/ --held-out others/ --out runs/evidence      # all arms, 5 seeds: hours
+    python -m benchmarks.evidence … --seeds 2 --arms control,global,fixed                      # minutes
+    python -m benchmarks.evidence … --policy trained --steps 45 --lr 3e-5 --reward-weight 0.2  # the policy that is finished
 
 Every arm is run with every seed, in processes of one thread, as many as there are cores. A run that is
 there is not run again, so the command continues where it was stopped. It ends with a table of all runs and, from three seeds on,
@@ -20,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.evidence.arms import ARMS, Scale
+from benchmarks.evidence.arms import ARMS, POLICIES, Scale
 from benchmarks.evidence.run import Photos, measure_start, prepare, run_arm
 from benchmarks.evidence.summary import COLUMNS, load_runs, rows, summarise
 from benchmarks.report import print_table
@@ -43,6 +44,8 @@ def main(given: Sequence[str]) -> None:
     arguments = parser.parse_args(given)
     scale = Scale(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Scale)})
     names = arguments.arms.split(",")
+    if scale.policy not in POLICIES:
+        parser.error(f"--policy: there are {', '.join(POLICIES)}, got {scale.policy}")
     if unknown := sorted(set(names) - set(ARMS)):
         parser.error(f"--arms: there are {', '.join(ARMS)}, got {', '.join(unknown)}")
     if not arguments.page_only:
@@ -60,7 +63,7 @@ def _run_all(names: Sequence[str], arguments: argparse.Namespace, scale: Scale) 
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers, which inherit it
     photos = Photos(arguments.photos, arguments.held_out, arguments.crops)
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
-        pool.submit(measure_start, photos, arguments.out)
+        pool.submit(measure_start, scale, photos, arguments.out)
         known = pool.submit(prepare, scale, photos, arguments.out) if "refresh" in names else None
         tasks = {}
         for name, seed in sorted(

@@ -1,6 +1,6 @@
 """The arms of the evidence: what each is rewarded by, and nothing else differs.
 
-All start from the packaged policy, draw the same photos, crops and noise for one seed, take the same number of steps of the same
+All start from one policy, draw the same photos, crops and noise for one seed, take the same number of steps of the same
 size, and keep the same supervised loss and Gram term. `control` has no reward at all.
 """
 
@@ -14,6 +14,10 @@ from finpercep.curriculum.controller import AdaptiveConfig
 from finpercep.curriculum.settings import FinetuneConfig
 from finpercep.reward import RewardWeights
 from finpercep.rl.algorithms import algorithm_class
+from finpercep.sr.loading import packaged_policy_folder
+
+POLICIES = {"early": packaged_policy_folder() / "snapshots" / "00300", "trained": packaged_policy_folder()}
+"""The packaged diffusion SR model after 300 steps of its training, with grain and false texture to see, and finished."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class Scale:
     """How large the experiment is.
 
     Attributes:
+        policy: where all arms start; see `POLICIES`.
         steps: optimiser steps of a run.
         batch_size: photos a step.
         crop: side of the HR crop in px.
@@ -32,11 +37,12 @@ class Scale:
         refresh_steps: training steps of a refreshed rung.
     """
 
-    steps: int = 45
+    policy: str = "early"
+    steps: int = 60
     batch_size: int = 2
     crop: int = 64
-    lr: float = 3e-5
-    reward_weight: float = 0.2
+    lr: float = 1e-4
+    reward_weight: float = 1.0
     gram_weight: float = 100.0
     samples: int = 6
     refresh_samples: int = 80

@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
-from benchmarks.evidence.arms import ARMS, Scale
+from benchmarks.evidence.arms import ARMS, POLICIES, Scale
 from benchmarks.evidence.summary import COLUMNS, MEASURES, Run, load_runs, measure_rows, rows, summarise
 from benchmarks.report import write_result
 from benchmarks.tables import FAINT, INK
@@ -40,6 +40,8 @@ ENLARGED, LABEL, AMPLIFIED = 2, 18, 8
 def write_page(out: Path, scale: Scale) -> list[Path]:
     """Write `results/evidence.json`, the tables of `docs/evidence.md`, and its pictures; returns what was written.
 
+    Another policy than the first has a record, tables and pictures of its own: `results/evidence_POLICY.json`.
+
     Arms with fewer than three seeds say nothing and are left out; where no other is left, nothing is written.
     """
     start = json.loads((out / "start.json").read_text())
@@ -49,7 +51,8 @@ def write_page(out: Path, scale: Scale) -> list[Path]:
         return []
     ladders = sorted({run.get("ladder", "packaged") for own in runs.values() for run in own})
     scale_of_all = {**dataclasses.asdict(scale), "ladder": ", ".join(ladders)}
-    written = [write_result("evidence", {"scale": scale_of_all, "crops": len(start["rewards"]["RM_0"]), "arms": table})]
+    suffix = "" if scale.policy == next(iter(POLICIES)) else f"_{scale.policy}"
+    written = [write_result(f"evidence{suffix}", {"scale": scale_of_all, "crops": len(start["rewards"]["RM_0"]), "arms": table})]
     record = json.loads(written[0].read_text())
     about = (
         f"{record['machine']['cpu']}, {record['machine']['cores']} cores, {record['date']}; "
@@ -62,9 +65,9 @@ def write_page(out: Path, scale: Scale) -> list[Path]:
         "results": _markdown(COLUMNS, rows(table)),
         "measures": _markdown(("difference", *(name.replace("_", " ") for name in MEASURES)), measure_rows(table)),
     }
-    PAGE.write_text(_filled(PAGE.read_text(), tables))
+    PAGE.write_text(_filled(PAGE.read_text(), {f"{name}{suffix}": lines for name, lines in tables.items()}))
     FIGURES.mkdir(exist_ok=True)
-    panel, curves, images = (FIGURES / f"evidence_{name}" for name in ("panel.png", "curves.png", "images.jpg"))
+    panel, curves, images = (FIGURES / f"evidence{suffix}_{name}" for name in ("panel.png", "curves.png", "images.jpg"))
     draw_panel(table, panel)
     draw_curves(runs, curves)
     draw_images(out, images)

@@ -12,7 +12,7 @@ import pyiqa
 import torch
 from safetensors.torch import save
 
-from benchmarks.evidence.arms import ARMS, Scale
+from benchmarks.evidence.arms import ARMS, POLICIES, Scale
 from benchmarks.evidence.oracle import Oracle
 from data_synth.degradations import DegradationConfig
 from data_synth.photos import PhotoSource, find_photos, photo_source
@@ -30,6 +30,7 @@ from finpercep.local_reward import LocalSource
 from finpercep.predictor import load_predictors, packaged_model_folder
 from finpercep.reward import RewardWeights
 from finpercep.rl.world import ALONE
+from finpercep.sr.diffusion import DiffusionPolicy
 from finpercep.sr.loading import load_policy
 from finpercep.sr.panel import panel_scores
 from finpercep.sr.policy import SRPolicy, sample_images
@@ -106,11 +107,16 @@ def _further(images: torch.Tensor, hr: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: metric(images, hr).flatten().double() for name, metric in metrics.items()}
 
 
-def measure_start(photos: Photos, out: Path) -> dict[str, Any]:
-    """The packaged policy on the held-out crops, measured once."""
+def start_policy(scale: Scale) -> DiffusionPolicy:
+    """Where all arms start."""
+    return load_policy(str(POLICIES[scale.policy]))
+
+
+def measure_start(scale: Scale, photos: Photos, out: Path) -> dict[str, Any]:
+    """The policy at the start on the held-out crops, measured once."""
     result = out / "start.json"
     if not result.exists():
-        found, images = measure(load_policy("tiny"), photos)
+        found, images = measure(start_policy(scale), photos)
         hr, lr = photos.unseen()
         shown = {"images": images, "hr": hr, "bicubic": bicubic(lr)}
         write_atomically(out / "start.safetensors", save({name: part[:SHOWN].contiguous() for name, part in shown.items()}))
@@ -126,7 +132,7 @@ def refresh_config(scale: Scale) -> RefreshConfig:
 
 def prepare(scale: Scale, photos: Photos, out: Path) -> None:
     """Build the data set that stands for what the reward model knows, once for all seeds."""
-    build_known_data(photos.sources(), out / KNOWN, refresh_config(scale), load_policy("tiny").scale, seed=DRAWN)
+    build_known_data(photos.sources(), out / KNOWN, refresh_config(scale), start_policy(scale).scale, seed=DRAWN)
 
 
 def bicubic(lr: torch.Tensor) -> torch.Tensor:
@@ -142,13 +148,13 @@ def run_arm(name: str, seed: int, scale: Scale, photos: Photos, out: Path, ladde
         return
     arm = ARMS[name]
     config = arm.config(scale, seed)
-    policy = load_policy("tiny")
+    policy = start_policy(scale)
     pairs, ladder = photos.pairs(config.crop), LocalSource(load_predictors(ladder_folder))
     oracle = Oracle(pairs, config.batch_size) if arm.reward == "oracle" else None
     refresher = _refresher(ladder, ladder_folder, folder, scale, photos, out) if arm.reward == "refreshed" else None
     features = gram_features("reward", CPU).extractor
     rewarded_by = "packaged" if ladder_folder == packaged_model_folder() else ladder_folder.name
-    record = {"arm": name, "seed": seed, "ladder": rewarded_by, "config": config.to_json()}
+    record = {"arm": name, "seed": seed, "policy": scale.policy, "ladder": rewarded_by, "config": config.to_json()}
     try:
         run = RunDirectory(folder)
         for _ in finetune(policy, oracle or ladder, oracle or pairs, features, config, run, refresher=refresher):
