@@ -4,8 +4,8 @@
 
 Every line is measured in this run, on this machine. One event loop sends all requests, of one image each, over as many
 connections as there are clients; it shares the cores with the server, as clients do on one box. Ratios are to ``bare``: the model
-alone in this process, with the allocator's settings that our server has (`rm_server.memory`), at the batch size that is fastest for
-it, for the same kind of request.
+alone in this process, with the allocator's settings that our server has (`rm_server.memory`), at the batch size that is fastest
+for it, for the same kind of request.
 
 Beside ours stand two servers of the same predictor (`benchmarks.serving_peers`): ``pickle``, the field's habit, and ``litserve``,
 where it is installed.

@@ -61,10 +61,11 @@ def write_page(out: Path, scale: Scale) -> list[Path]:
     )
     tables = {
         "scale": [about],
-        "arms": _markdown(("arm", "rewarded by"), [[name, ARMS[name].says] for name in table]),
         "results": _markdown(COLUMNS, rows(table)),
         "measures": _markdown(("difference", *(name.replace("_", " ") for name in MEASURES)), measure_rows(table)),
     }
+    if not suffix:
+        tables["arms"] = _markdown(("arm", "rewarded by"), [[name, ARMS[name].says] for name in table])
     PAGE.write_text(_filled(PAGE.read_text(), {f"{name}{suffix}": lines for name, lines in tables.items()}))
     FIGURES.mkdir(exist_ok=True)
     panel, curves, images = (FIGURES / f"evidence{suffix}_{name}" for name in ("panel.png", "curves.png", "images.jpg"))
