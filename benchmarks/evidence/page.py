@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from benchmarks.evidence.arms import ARMS, POLICIES, Scale
-from benchmarks.evidence.summary import COLUMNS, MEASURES, Run, load_runs, measure_rows, rows, summarise
+from benchmarks.evidence.summary import COLUMNS, MEASURES, RIVALS, Run, load_runs, measure_rows, rival_rows, rows, summarise
 from benchmarks.report import write_result
 from benchmarks.tables import FAINT, INK
 
@@ -65,6 +65,7 @@ def write_page(out: Path, scale: Scale) -> list[Path]:
         "measures": _markdown(("difference", *(name.replace("_", " ") for name in MEASURES)), measure_rows(table)),
     }
     if not suffix:
+        tables["rivals"] = _markdown(("panel, SD", *(f"beside {rival}" for rival in RIVALS)), rival_rows(table))
         tables["arms"] = _markdown(("arm", "rewarded by"), [[name, ARMS[name].says] for name in table])
     PAGE.write_text(_filled(PAGE.read_text(), {f"{name}{suffix}": lines for name, lines in tables.items()}))
     FIGURES.mkdir(exist_ok=True)

@@ -22,6 +22,9 @@ Run = Mapping[str, Any]
 
 FINEST = "RM_2"
 
+RIVALS = ("control", "global", "full")
+"""Arms that every other is held against: no reward, one number, and the finest map from the first step."""
+
 
 def load_runs(out: Path) -> dict[str, list[Run]]:
     """Arm → its runs in order of their seeds."""
@@ -82,8 +85,8 @@ def roughness(rewards: Sequence[float]) -> float:
 def summarise(runs: Mapping[str, Sequence[Run]], start: Run) -> dict[str, Any]:
     """All figures of all arms.
 
-    ``versus`` is the paired difference to the arm it is compared with, over the seeds that both have; a run that diverged has no
-    figures, and counts in ``diverged``.
+    ``versus`` is the paired difference to the arm it is compared with, over the seeds that both have, and ``beside`` that of the
+    panel to each of `RIVALS`; a run that diverged has no figures, and counts in ``diverged``.
     """
     whole = {name: [run for run in own if "diverged" not in run] for name, own in runs.items()}
     controls = {run["seed"]: run for run in whole.get("control", ())}
@@ -103,6 +106,11 @@ def summarise(runs: Mapping[str, Sequence[Run]], start: Run) -> dict[str, Any]:
             "hacked": sum(is_hacked(run, controls[run["seed"]]) for run in whole[name] if run["seed"] in controls),
             "change": {key: interval([one[key] for one in own.values()]) for key in keys},
             "against": against,
+            "beside": {
+                rival: interval([own[s]["panel"] - each[rival][s]["panel"] for s in shared])
+                for rival in RIVALS
+                if rival != name and (shared := sorted(set(own) & set(each.get(rival, {}))))
+            },
             "versus": {key: interval([own[s][key] - other[s][key] for s in paired]) for key in keys} if paired else None,
             "roughness": interval([roughness([step["reward"] for step in run["steps"]]) for run in whole[name]]),
             "seconds": statistics.fmean(sum(step["seconds"] for step in run["steps"]) for run in whole[name]),
@@ -145,6 +153,15 @@ def rows(table: Mapping[str, Any]) -> list[list[str]]:
             ]
         )
     return shown
+
+
+def rival_rows(table: Mapping[str, Any]) -> list[list[str]]:
+    """The panel of every arm beside each of `RIVALS`, paired by seed."""
+    return [
+        [name, *(plus_minus(figures["beside"][rival], 3) if rival in figures["beside"] else "–" for rival in RIVALS)]
+        for name, figures in table.items()
+        if figures.get("beside")
+    ]
 
 
 MEASURES = {
