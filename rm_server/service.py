@@ -82,11 +82,9 @@ class Service:
         """Compiled models are made for one number of threads, so they have one lane."""
         if self.settings.lanes is not None:
             return self.settings.lanes
-        return (
-            1
-            if self.settings.compile or self.devices[0].type != "cpu"
-            else min(CPU_LANES, self.settings.threads or torch.get_num_threads())
-        )
+        if self.settings.compile or self.devices[0].type != "cpu":
+            return 1
+        return min(CPU_LANES, self.settings.threads or torch.get_num_threads())
 
     def _check_warm_up(self, height: int, width: int) -> None:
         fault = side_fault(height, width, self.registry.default.min_side)
