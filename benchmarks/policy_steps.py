@@ -26,7 +26,7 @@ import torch
 from benchmarks.report import print_table, write_result
 from data_synth.degradations import DegradationConfig
 from data_synth.photos import gather
-from finpercep.cli.finetune import gram_features
+from finpercep.cli.finetune_run import gram_features
 from finpercep.cli.photo_pairs import PhotoPairs, load_photos
 from finpercep.curriculum.loop import finetune
 from finpercep.curriculum.run_directory import RunDirectory

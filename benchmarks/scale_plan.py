@@ -6,7 +6,7 @@ Counted here: multiplications of the published networks (built without memory, a
 the packaged RM_2; bytes of real messages and of real samples. Measured: CPU time a sample (``results/synth_speed.json``) and what
 a request costs beyond its model (`REQUEST_SECONDS`). **Assumed**: the GPU, as the options say, for nothing of this project
 was measured on one. GPU hours go as one over ``--peak-tflops``. Simulated: trainers and reward servers together
-(`benchmarks.scale_simulation`).
+(`benchmarks.queueing`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import policy_memory
+from benchmarks.queueing import Simulation, Tier, Trainers
 from benchmarks.report import print_table, write_result
-from benchmarks.scale_simulation import REQUEST_SECONDS, RESULTS, Simulation, Tier, Trainers
+from benchmarks.scale_simulation import REQUEST_SECONDS, RESULTS
 from benchmarks.synth_speed import plan
 from data_synth.engines.processes import ProcessEngine
 from finpercep.predictor import packaged_model_folder

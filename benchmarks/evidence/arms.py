@@ -14,9 +14,8 @@ from finpercep.curriculum.controller import AdaptiveConfig
 from finpercep.curriculum.settings import FinetuneConfig
 from finpercep.reward import RewardWeights
 from finpercep.rl.algorithms import algorithm_class
-from finpercep.sr.loading import packaged_policy_folder
 
-POLICIES = {"early": packaged_policy_folder() / "snapshots" / "00300", "trained": packaged_policy_folder()}
+POLICIES = {"early": "tiny@00300", "trained": "tiny"}
 """The packaged diffusion SR model after 300 steps of its training, with grain and false texture to see, and finished."""
 
 
@@ -45,8 +44,8 @@ class Scale:
     reward_weight: float = 1.0
     gram_weight: float = 100.0
     samples: int = 6
-    refresh_samples: int = 80
-    refresh_steps: int = 40
+    refresh_samples: int = 400
+    refresh_steps: int = 120
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,13 @@ ARMS: Mapping[str, Arm] = {
         "refreshed", "as adaptive, each rung trained on the policy's own outputs when it is reached", {"curriculum": "adaptive"}
     ),
     "oracle": Arm("oracle", "score and map from the ground truth"),
-    "grpo": Arm("ladder", "GRPO, fixed's reward, the same credit everywhere", algorithm="grpo"),
+    "grpo-control": Arm(
+        "none",
+        "GRPO's steps without a reward: its supervised loss alone",
+        {"rungs": ("RM_0",), "reward": RewardWeights(score=0.0, max=0.0, mean=0.0)},
+        algorithm="grpo",
+    ),
+    "grpo": Arm("ladder", "GRPO, fixed's reward, the same credit everywhere", algorithm="grpo", against="grpo-control"),
     "rfsr": Arm("ladder", "RFSR, fixed's reward", algorithm="rfsr"),
     "rfsr-no-low": Arm(
         "ladder",

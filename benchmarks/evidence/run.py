@@ -17,7 +17,7 @@ from benchmarks.evidence.oracle import Oracle
 from data_synth.degradations import DegradationConfig
 from data_synth.photos import PhotoSource, find_photos, photo_source
 from data_synth.schema import write_atomically
-from finpercep.cli.finetune import gram_features
+from finpercep.cli.finetune_run import gram_features
 from finpercep.cli.photo_pairs import PhotoPairs, load_photos
 from finpercep.cli.publishing import LocalPublisher
 from finpercep.cli.refresh import LadderRefresher, RefreshConfig, build_known_data
@@ -109,7 +109,7 @@ def _further(images: torch.Tensor, hr: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def start_policy(scale: Scale) -> DiffusionPolicy:
     """Where all arms start."""
-    return load_policy(str(POLICIES[scale.policy]))
+    return load_policy(POLICIES[scale.policy])
 
 
 def measure_start(scale: Scale, photos: Photos, out: Path) -> dict[str, Any]:

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 VALIDATION, TEST = 0.15, 0.25
 """Shares of the photos held out, by photo."""
 
+START = "tiny@00300"
+"""The SR model that is fine-tuned: the packaged one after 300 steps of its training, with grain and false texture to see."""
+
+REWARD_WEIGHT, FINETUNE_LR = 1.0, 1e-4
+"""Of fine-tuning, as in ``docs/evidence.md``."""
+
 
 @dataclass(frozen=True)
 class DemoScale:
@@ -35,6 +41,7 @@ class DemoScale:
         batch_size: triplets a training step.
         finetune_steps: fine-tuning steps in all.
         finetune_batch: images a fine-tuning step.
+        finetune_crop: their side in px.
         evaluation_crops: held-out crops the panel measures.
     """
 
@@ -44,8 +51,9 @@ class DemoScale:
     scratch_steps: tuple[int, ...] = (120, 150, 300)
     lr: float = 3e-4
     batch_size: int = 8
-    finetune_steps: int = 120
+    finetune_steps: int = 60
     finetune_batch: int = 4
+    finetune_crop: int = 96
     evaluation_crops: int = 24
 
 
@@ -56,6 +64,7 @@ FAST = DemoScale(
     lr=5e-5,
     finetune_steps=9,
     finetune_batch=2,
+    finetune_crop=64,
     evaluation_crops=8,
 )
 
@@ -103,17 +112,21 @@ def demo(
     scale = FAST if fast else DemoScale()
     folder = out or Path("runs/demo-fast" if fast else "runs/demo")
     scratch = from_scratch or not (packaged_model_folder() / "ladder.json").exists()
-    with watch.phase("1/5 dataset from photos"):
+    with watch.phase("1/6 dataset from photos"):
         split = build(photos, folder / "data", scale, seed)
-    with watch.phase(f"2/5 reward-model ladder ({'from scratch' if scratch else 'from the packaged weights'})"):
+    with watch.phase(f"2/6 reward-model ladder ({'from scratch' if scratch else 'from the packaged weights'})"):
         train(folder, scale, scratch, seed)
     with ServerProcess(folder / "ladder") as server, RewardClient(server.url) as client:
-        with watch.phase(f"3/5 reward server on {server.url}"):
+        with watch.phase(f"3/6 reward server on {server.url}"):
             planted = score_planted_defect(client, split.test, seed)
-        with watch.phase("4/5 fine-tuning against the served reward"):
-            finetune(client, split, folder, scale, seed)
-    with watch.phase("5/5 measuring the SR model"):
-        evaluation = evaluate_policies(split.test, folder, scale.crop, scale.evaluation_crops, seed)
+        with watch.phase("4/6 fine-tuning against the served reward"):
+            finetune(client, split, folder / "finetune", scale, seed)
+        with watch.phase("5/6 control: the same steps without a reward"):
+            finetune(client, split, folder / "control", scale, seed, rewarded=False)
+    with watch.phase("6/6 measuring the SR models"):
+        ended = {name: str(folder / run / "final") for name, run in (("control", "control"), ("after", "finetune"))}
+        policies = {"before": START, **ended}
+        evaluation = evaluate_policies(policies, split.test, folder / "ladder", scale.crop, scale.evaluation_crops, seed)
     report = compose(folder, planted, evaluation, watch.with_rest, scratch=scratch)
     write_report(report, folder / "report.html")
     show(figures_table("finpercep demo", report.figures))
@@ -158,18 +171,25 @@ def train(folder: Path, scale: DemoScale, scratch: bool, seed: int) -> None:
     run_training(folder / "data", folder / "ladder", config, parents, device=torch.device("cpu"))
 
 
-def finetune(client: RewardClient, split: PhotoSplit, folder: Path, scale: DemoScale, seed: int) -> None:
-    """Fine-tune the packaged SR model on the training photos against the served ladder."""
+def finetune(client: RewardClient, split: PhotoSplit, out: Path, scale: DemoScale, seed: int, *, rewarded: bool = True) -> None:
+    """Fine-tune `START` on the training photos against the served ladder; or take the same steps by the supervised loss alone."""
     from data_synth.degradations import DegradationConfig
-    from finpercep.cli.finetune import gram_features, run_finetuning
+    from finpercep.cli.finetune_run import gram_features, run_finetuning
     from finpercep.cli.photo_pairs import PhotoPairs, load_photos
     from finpercep.curriculum.loop import FinetuneConfig
+    from finpercep.rl.refl import ReflConfig
     from finpercep.sr.settings import PolicySettings
 
-    config = FinetuneConfig(steps=scale.finetune_steps, batch_size=scale.finetune_batch, seed=seed)
-    pairs = PhotoPairs(load_photos(split.train, config.crop), config.crop, DegradationConfig.light())
     served = {rung.name: rung.digest for rung in client.model().rungs}
-    described = {"data": "training photos of the demo", "rewards": {"ladder": {"rungs": served}}}
-    run_finetuning(
-        ("tiny", PolicySettings()), client, pairs, config, folder / "finetune", gram_features("reward", "cpu"), described
+    config = FinetuneConfig(
+        algorithm=ReflConfig(reward_weight=REWARD_WEIGHT if rewarded else 0.0),
+        steps=scale.finetune_steps,
+        rungs=None if rewarded else (next(iter(served)),),
+        batch_size=scale.finetune_batch,
+        crop=scale.finetune_crop,
+        lr=FINETUNE_LR,
+        seed=seed,
     )
+    pairs = PhotoPairs(load_photos(split.train, config.crop), config.crop, DegradationConfig.light())
+    described = {"data": "training photos of the demo", "rewards": {"ladder": {"rungs": served}}}
+    run_finetuning((START, PolicySettings()), client, pairs, config, out, gram_features("reward", "cpu"), described)

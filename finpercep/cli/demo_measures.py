@@ -1,8 +1,8 @@
-"""What the demo measures on held-out photos: the server on a planted defect, the SR model before and after fine-tuning."""
+"""What the demo measures on held-out photos: the server on a planted defect, SR models beside each other."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,11 +76,11 @@ def _centre(photo: RGB8, side: int) -> RGB8:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The SR model before and after fine-tuning, and bicubic, on held-out crops.
+    """SR models and bicubic on held-out crops.
 
     Attributes:
         lr: (N, 3, h, w) in [0, 1]; ``hr``: their ground truth (N, 3, H, W).
-        images: the SR images (N, 3, H, W) of ``bicubic``, ``before`` and ``after``.
+        images: the SR images (N, 3, H, W) of ``bicubic`` and of each model.
         panels: full-reference metrics of each against ``hr``.
         rewards: mean reward R_k of each, and of ``GT``, under the finest rung.
         rung: that rung.
@@ -94,14 +94,15 @@ class Evaluation:
     rung: str
 
 
-def evaluate_policies(photos: Sequence[Photo], folder: Path, crop: int, count: int, seed: int) -> Evaluation:
-    """Sample both models on the same LR crops with the same noise; measure against ground truth the reward never saw."""
+def evaluate_policies(
+    policies: Mapping[str, str], photos: Sequence[Photo], ladder: Path, crop: int, count: int, seed: int
+) -> Evaluation:
+    """Sample all ``policies`` on the same LR crops with the same noise; measure against ground truth the reward never saw."""
     hr, lr = PhotoPairs(load_photos(photos, crop), crop, DegradationConfig.light()).fixed(count, seed)
-    bicubic = torch.nn.functional.interpolate(lr, scale_factor=4, mode="bicubic", align_corners=False).clamp(0, 1)
-    images = {"bicubic": bicubic}
-    for name, policy in (("before", load_policy("tiny")), ("after", load_policy(str(folder / "finetune" / "final")))):
-        images[name] = sample_images(policy, lr, range(seed, seed + len(lr)))
-    finest = list(load_predictors(folder / "ladder").values())[-1]
+    images = {"bicubic": torch.nn.functional.interpolate(lr, scale_factor=4, mode="bicubic", align_corners=False).clamp(0, 1)}
+    for name, policy in policies.items():
+        images[name] = sample_images(load_policy(policy), lr, range(seed, seed + len(lr)))
+    finest = list(load_predictors(ladder).values())[-1]
     reward = LocalReward(finest, RewardWeights())
     with torch.no_grad():
         rewards = {name: float(reward(batch).reward.mean()) for name, batch in {**images, "GT": hr}.items()}

@@ -3,37 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from finpercep.cli.console import figures_table, say, show, warn
-from finpercep.cli.options import Device, TokenFile, read_token
-from finpercep.errors import ConfigError, MissingExtraError
-
-if TYPE_CHECKING:
-    import torch
-
-    from data_synth.photos import PhotoSource
-    from data_synth.schema import RGB8
-    from finpercep.cli.photo_pairs import PhotoPairs
-    from finpercep.curriculum.logbook import Logbook
-    from finpercep.curriculum.loop import FinetuneConfig, StepMetrics
-    from finpercep.curriculum.refresh import Refresher
-    from finpercep.reward import RewardSource
-    from finpercep.rl.gram import FeatureExtractor
-    from finpercep.rl.world import World
-    from finpercep.sr.policy import SRPolicy
-    from finpercep.sr.settings import PolicySettings
-
-TYPICAL = 16
-"""Crops on which the scales of several rewards are measured."""
+from finpercep.cli.console import figures_table, say, show
+from finpercep.cli.options import Device, Policy, TokenFile, read_token
+from finpercep.errors import ConfigError
 
 
 def finetune(
@@ -47,9 +24,7 @@ def finetune(
     data: Annotated[Path, typer.Option(help="Folder of photos or a dataset; its photos are degraded on the fly, reproducibly.")],
     out: Annotated[Path, typer.Option(help="Run directory; run again to resume.")],
     algorithm: Annotated[str | None, typer.Option(help="refl (default), rfsr, draft, ddpo, grpo, dpo or nft.")] = None,
-    policy: Annotated[
-        str, typer.Option(help="'tiny', a folder that finetune or train-sr wrote, or KIND:SOURCE (docs/policies.md).")
-    ] = "tiny",
+    policy: Policy = "tiny",
     steps: Annotated[int | None, typer.Option(help="Updates in all (300), divided evenly over the rungs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Photos a step (4).")] = None,
     crop: Annotated[int | None, typer.Option(help="Side of the HR crop in px, a multiple of 8 (128).")] = None,
@@ -106,10 +81,12 @@ def finetune(
     from data_synth.degradations import DegradationConfig
     from data_synth.device import resolve_device
     from finpercep.cli.finetune_config import REFRESH_TABLE, finetune_config, policy_settings, refresh_config
+    from finpercep.cli.finetune_run import gram_features, run_finetuning
     from finpercep.cli.photo_pairs import PhotoPairs
     from finpercep.cli.publishing import ServerAccess, unrefreshed
     from finpercep.cli.refresh import FOLDER, open_refresher
     from finpercep.cli.reward_sources import open_rewards
+    from finpercep.cli.training_photos import photos_of
     from finpercep.rl.world import join_world
 
     flags = {
@@ -128,6 +105,8 @@ def finetune(
     }
     resolved = finetune_config(config, algorithm, flags, settings or ())
     renewal = refresh_config(config, refresh, refresh_set or ())
+    if (model_root or admin_token_file) and not renewal.samples:
+        raise ConfigError("--model-root and --admin-token-file are of --refresh, and nothing is to be refreshed")
     photos = photos_of(data, resolved.crop, hold_out=resolved.monitor.every > 0, seed=resolved.seed)
     pairs, watched = (PhotoPairs(pixels, resolved.crop, DegradationConfig.light()) for pixels in (photos.train, photos.held_out))
     held_out = watched.fixed(resolved.monitor.images, resolved.seed) if photos.held_out else None
@@ -168,185 +147,3 @@ def finetune(
         rows = [(name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in last.items()]
         show(figures_table("last step", rows))
     say(f"fine-tuned model written to {out / 'final'}")
-
-
-HELD_OUT = 0.1
-"""Share of a folder's photos that the monitor looks at and nothing is trained on."""
-
-
-@dataclass(frozen=True)
-class TrainingPhotos:
-    """Photos to train on and photos that nothing is trained on, as pixels; ``source`` are the former as they lie in a folder."""
-
-    train: list[RGB8]
-    held_out: list[RGB8]
-    source: PhotoSource | None
-
-
-def photos_of(data: Path, min_side: int, *, hold_out: bool, seed: int) -> TrainingPhotos:
-    """The photos of a run.
-
-    Of a dataset, the clean images of its training split, and of the other splits; of a folder, all, or nine tenths and a tenth.
-
-    Raises:
-        ConfigError: none to train on, or none to hold out.
-    """
-    from data_synth.photos import photo_source, split_photos
-    from data_synth.schema.manifest import MANIFEST_NAME
-    from finpercep.cli.photo_pairs import load_photos
-
-    if (data / MANIFEST_NAME).exists():
-        held_out = _clean_images(data, ("validation", "test"), min_side) if hold_out else []
-        return TrainingPhotos(_clean_images(data, ("train",), min_side), held_out, None)
-    source = photo_source(str(data))
-    if not hold_out:
-        return TrainingPhotos(load_photos(source.photos, min_side), [], source)
-    split = split_photos(source.photos, validation=0.0, test=HELD_OUT, seed=seed)
-    if not split.test:
-        raise ConfigError(f"{data}: the monitor needs photos to hold out, and of {len(split.train)} none is left; add photos")
-    train, unseen = (load_photos(photos, min_side) for photos in (split.train, split.test))
-    return TrainingPhotos(train, unseen, dataclasses.replace(source, photos=tuple(split.train)))
-
-
-def _clean_images(data: Path, splits: Sequence[Literal["train", "validation", "test"]], min_side: int) -> list[RGB8]:
-    """The clean images of a dataset's splits; a photo that gave several samples gives several images."""
-    from data_synth.schema import read_split
-
-    photos = [row.gt for split in splits for row in read_split(data, split)]
-    if not photos:
-        raise ConfigError(f"{data}: the dataset has no sample in {' or '.join(splits)}")
-    if min(photos[0].shape[:2]) < min_side:
-        raise ConfigError(f"{data}: --crop must be at most the dataset's sample size {photos[0].shape[0]}, got {min_side}")
-    return photos
-
-
-@dataclass(frozen=True)
-class GramFeatures:
-    """The frozen extractor of the Gram term, and what a run's config says of it."""
-
-    extractor: FeatureExtractor
-    described: dict[str, str]
-
-
-def gram_features(name: str, device: torch.device | str) -> GramFeatures:
-    """``reward``: the frozen encoder of the packaged RM_0; ``vgg19``: RFSR's, with its published weights.
-
-    Raises:
-        ConfigError: neither of these.
-        WeightsError: VGG19's weights cannot be had.
-    """
-    from finpercep.predictor import load_predictors, packaged_model_folder
-
-    if name == "vgg19":
-        from finpercep.rl.vgg import load_vgg19
-
-        return GramFeatures(load_vgg19(device), {"network": "vgg19"})
-    if name != "reward":
-        raise ConfigError(f"--features must be reward or vgg19, got {name!r}")
-    predictor = next(iter(load_predictors(packaged_model_folder(), device).values()))
-    model = predictor.model
-    return GramFeatures(lambda images: model.features(images)[1:], {"rung": predictor.rung, "digest": predictor.digest})
-
-
-def run_finetuning(
-    chosen: tuple[str, PolicySettings],
-    source: RewardSource,
-    pairs: PhotoPairs,
-    config: FinetuneConfig,
-    out: Path,
-    features: GramFeatures,
-    described: dict[str, Any],
-    *,
-    held_out: tuple[torch.Tensor, torch.Tensor] | None = None,
-    refresher: Refresher | None = None,
-    device: torch.device | str = "cpu",
-    world: World | None = None,
-) -> dict[str, float | str | None] | None:
-    """Fine-tune the ``chosen`` policy (its name, and what is decided about it) and show how it goes.
-
-    The run's config names what ``described`` says of data and rewards, and the digests of the policy and of the Gram term's
-    network, so that a run is never continued with another of them. ``held_out`` is what the monitor looks at. Of the
-    processes of a ``world`` the main one alone writes and shows.
-
-    Returns:
-        The metrics of the last step done now, None when the run was complete.
-    """
-    from finpercep.cli.finetune_config import POLICY_TABLE
-    from finpercep.cli.libraries import hush_progress
-    from finpercep.cli.reward_sources import keep_scales
-    from finpercep.cli.run_view import RunView
-    from finpercep.cli.sr_models import policy_digest
-    from finpercep.curriculum.loop import finetune as finetune_steps
-    from finpercep.curriculum.run_directory import RunDirectory
-    from finpercep.rl.world import ALONE
-    from finpercep.sr.loading import load_policy
-    from finpercep.training.provenance import Session
-    from finpercep.weighted_reward import WeightedSource
-
-    hush_progress()
-    world = world or ALONE
-    name, settings = chosen
-    policy = load_policy(name, device=device, settings=settings)
-    described = {
-        **described,
-        "policy": {"name": name, "digest": policy_digest(name)},
-        POLICY_TABLE: settings.said(),
-        "features": features.described,
-    }
-    if isinstance(source, WeightedSource):
-        images = partial(typical_images, policy, pairs, config)
-        keep = partial(keep_scales, source, out / "reward_scales.json", lambda: source.measure(images(), config.reward))
-        world.from_main(keep)
-        keep()
-    last = None
-    with ExitStack() as stack:
-        view = stack.enter_context(RunView(f"finetune {out}", config.steps)) if world.rank == 0 else None
-        logbook = stack.enter_context(curves_of(out)) if world.rank == 0 else None
-        run = RunDirectory(out, logbook=logbook, session=Session.now(sys.argv[1:], str(device), world.size))
-        for metrics in finetune_steps(
-            policy,
-            source,
-            pairs,
-            features.extractor,
-            config,
-            run,
-            described=described,
-            held_out=held_out,
-            refresher=refresher,
-            world=world,
-        ):
-            if view is not None:
-                view.add(metrics)
-            last = flat(metrics)
-    return last
-
-
-def curves_of(out: Path) -> AbstractContextManager[Logbook | None]:
-    """The run's curves for TensorBoard; without tensorboard one line says that there will be none."""
-    from finpercep.curriculum.logbook import Logbook
-
-    try:
-        return Logbook(out)
-    except MissingExtraError as error:
-        warn(f"{error}; the run goes on without curves for TensorBoard")
-        return nullcontext()
-
-
-def typical_images(policy: SRPolicy, pairs: PhotoPairs, config: FinetuneConfig) -> torch.Tensor:
-    """What the scales of several rewards are measured on: a few clean crops, and what the policy makes of their LR images."""
-    import torch
-
-    from finpercep.sr.policy import sample_images
-
-    hr, lr = pairs.fixed(TYPICAL, config.seed)
-    return torch.cat([hr.to(policy.device), sample_images(policy, lr, range(TYPICAL))])
-
-
-def flat(metrics: StepMetrics) -> dict[str, float | str | None]:
-    """A step's metrics in one dict, losses as ``loss NAME``."""
-    record = dataclasses.asdict(metrics)
-    losses, figures = record.pop("losses"), record.pop("figures")
-    verdict, decision = record.pop("verdict"), record.pop("decision")
-    record["panel change"] = verdict and verdict["change"]
-    record["decision"] = decision and decision["move"]
-    return {**record, **{f"loss {name}": value for name, value in losses.items()}, **figures}

@@ -11,6 +11,12 @@ from finpercep.errors import ConfigError
 
 Seed = Annotated[int, typer.Option(help="Decides everything that is drawn at random.")]
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda[:i]")]
+Policy = Annotated[
+    str,
+    typer.Option(
+        help="tiny, tiny@STEP (early in its training), a folder of finetune or train-sr, or KIND:SOURCE (docs/policies.md)."
+    ),
+]
 TokenFile = Annotated[
     Path | None,
     typer.Option(help="File with the server's token, if it asks for one; never on the command line, where others see it."),

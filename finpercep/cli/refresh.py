@@ -278,7 +278,7 @@ def open_refresher(
     """The refresher of a run in ``out`` whose reward is ``source``, opened from ``specs`` (`open_rewards`).
 
     Raises:
-        ConfigError: the reward has no ladder that can be trained on, or it is a server's and ``access`` is missing.
+        ConfigError: the reward has no ladder that can be trained on, or ``access`` is missing of a server's or given of another.
     """
     from finpercep.client import RewardClient
     from finpercep.local_reward import LocalSource
@@ -288,6 +288,8 @@ def open_refresher(
     ladder = source.ladder if isinstance(source, WeightedSource) else source
     publisher: Publisher
     if isinstance(ladder, LocalSource):
+        if access is not None:
+            raise ConfigError("--model-root and --admin-token-file are of a served reward, and this one is in the same process")
         digests, publisher = ladder.digests(), LocalPublisher(ladder, device)
         folders = [packaged_model_folder(), *(Path(spec.rpartition("*")[2]) for spec in specs)]
     elif isinstance(ladder, RewardClient):

@@ -99,12 +99,10 @@ class PolicySRModel:
 def diffusion_sr_models(folder: Path, name: str, device: str = "auto") -> dict[str, SRModel]:
     """The policy in ``folder`` and its early snapshots, as ``NAME`` and ``NAME@STEP``."""
     from data_synth.device import computes_bf16, device_mark, resolve_device
-    from finpercep.sr.pretrain import SNAPSHOTS
-    from finpercep.sr.tiny import TinyDiffusionSR
+    from finpercep.sr.tiny import TinyDiffusionSR, with_snapshots
 
-    folders = {name: folder} | {f"{name}@{path.name}": path for path in sorted(folder.glob(f"{SNAPSHOTS}/*"))}
     models: dict[str, SRModel] = {}
-    for own_name, path in folders.items():
+    for own_name, path in with_snapshots(name, folder).items():
         on = resolve_device(device)
         autocast = bool(computes_bf16(on))
         policy = TinyDiffusionSR.from_pretrained(path, device=on, autocast=autocast)

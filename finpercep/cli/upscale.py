@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from finpercep.cli.console import progress_bar, say, warn
-from finpercep.cli.options import Device, Seed
+from finpercep.cli.options import Device, Policy, Seed
 from finpercep.errors import ConfigError
 
 TILE = 128
@@ -18,9 +18,7 @@ TILE = 128
 def upscale(
     images: Annotated[list[Path], typer.Argument(help="Pictures to upscale.")],
     out: Annotated[Path, typer.Option(help="Folder for the results, STEM.png each.")],
-    policy: Annotated[
-        str, typer.Option(help="'tiny', a folder that finetune or train-sr wrote, or KIND:SOURCE (docs/policies.md).")
-    ] = "tiny",
+    policy: Policy = "tiny",
     steps: Annotated[int | None, typer.Option(help="Denoising steps; the policy's own number by default.")] = None,
     eta: Annotated[float | None, typer.Option(help="Fresh noise of a step, 0 (none) … 1; the policy's own by default.")] = None,
     tile: Annotated[

@@ -9,38 +9,32 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from finpercep.curriculum.blended_reward import LadderReward
+from finpercep.batch_share import share_of
+from finpercep.curriculum.at_work import HeldOutPairs, PolicyAtWork
+from finpercep.curriculum.climb import Climb
 from finpercep.curriculum.controller import Decision, Observation
 from finpercep.curriculum.metrics import StepMetrics, TimedReward, step_metrics
 from finpercep.curriculum.monitor import Verdict
-from finpercep.curriculum.optimiser import PolicyOptimiser
-from finpercep.curriculum.refresh import Record, Refresher
+from finpercep.curriculum.refresh import Refresher
 from finpercep.curriculum.run_directory import RunDirectory
 from finpercep.curriculum.settings import FinetuneConfig
 from finpercep.curriculum.snapshots import Crops, Snapshots, interval, rung_label, training_crops
-from finpercep.curriculum.watch import Watch
-from finpercep.errors import ConfigError, Diverged
-from finpercep.reward import RewardFn, RewardSource
-from finpercep.rl.algorithm import Batch, Trainee, Update
+from finpercep.reward import RewardSource
+from finpercep.rl.algorithm import Batch, Trainee
 from finpercep.rl.gram import FeatureExtractor
-from finpercep.rl.scoring import gathered_rewards
-from finpercep.rl.world import ALONE, World, share_of
-from finpercep.sr.policy import DrawPair, SRPolicy, sample_images, weights_of
+from finpercep.rl.world import ALONE, World
+from finpercep.sr.policy import DrawPair, SRPolicy
 
 __all__ = ["FinetuneConfig", "StepMetrics", "finetune"]
 
 TYPICAL = 8
 """Photos over which a rung is put on the scale of the one before it."""
-
-HeldOutPairs = tuple[torch.Tensor, torch.Tensor]
-"""hr (N, 3, H, W) and its LR images, float32 in [0, 1], of photos that are not trained on."""
 
 
 def finetune(
@@ -79,22 +73,14 @@ def finetune(
         Diverged: a loss or a gradient is not finite.
         TrainingError: a run directory of another run.
     """
-    reward = LadderReward(source, config.reward, config.rungs)
-    controller = config.controller(len(reward.rungs))
-    places = share_of(config.batch_size, world)
-    world.from_main(lambda: run.claim({**(described or {}), "finetune": config.to_json(), "rungs": list(reward.rungs)}))
+    climb = Climb(source, config, refresher)
+    places = share_of(config.batch_size, rank=world.rank, size=world.size)
+    world.from_main(lambda: run.claim({**(described or {}), "finetune": config.to_json(), "rungs": list(climb.rungs)}))
     world.share(list(policy.parameters()))
-    at_work = _AtWork(Trainee(policy, policy.frozen_copy(), features, world), config, run, held_out)
-    first, refreshed = 0, dict[str, Record]()
+    at_work = PolicyAtWork(Trainee(policy, policy.frozen_copy(), features, world), config, run, held_out)
+    first = 0
     if state := run.load_state():
-        refreshed = state["refreshed"]
-        for name, record in refreshed.items():
-            if refresher is None:
-                raise ConfigError(f"{name} was refreshed in this run; continue it with --refresh")
-            refresher.adopt(name, record)
-            reward.renew(reward.rungs.index(name))
-        controller.load_state_dict(state["controller"])
-        reward.load_state_dict(state["ladder"])
+        climb.load_state_dict(state)
         at_work.load_state_dict(state)
         first = int(state["step"])
     world.from_main(lambda: run.forget_after(first))
@@ -105,159 +91,34 @@ def finetune(
         if at_work.stopped:
             break
         started = time.perf_counter()
-        blend = controller.blend(step)
-        news = []
-        while (rung := reward.unreached(blend)) is not None:
-            if refresher is not None and rung:
-                refreshed[reward.rungs[rung]] = record = _refresh(refresher, reward, rung, at_work)
-                news.append(record["said"])
-            images = shown = None
-            if config.match_scales:
-                typical = _draw_batch(draw_pair, (config.seed, step, 2), range(TYPICAL), policy.device)
-                images = at_work.typical_images(typical)
-                shown = typical.lr.repeat(2, 1, 1, 1) if config.show_lr else None
-            reward.reach(rung, images, shown)
-        in_force = reward.at(blend)
-        timed = TimedReward(in_force, shows_lr=config.show_lr)
-        rng = np.random.default_rng((config.seed, step))
+        blend = climb.blend(step)
+        typical = partial(_draw_batch, draw_pair, (config.seed, step, 2), range(TYPICAL), policy.device)
+        news = climb.reach(blend, at_work, typical)
+        reward = TimedReward(climb.reward(blend), shows_lr=config.show_lr)
         batch = _draw_batch(draw_pair, (config.seed, step, 1), places, policy.device, config.batch_size)
-        update = at_work.update(step, batch, timed, rng)
-        waited = timed.seconds if update.waited is None else update.waited
+        update = at_work.update(step, batch, reward, np.random.default_rng((config.seed, step)))
+        waited = reward.seconds if update.waited is None else update.waited
         lr, norm = at_work.optimiser.lr, at_work.optimiser.take_grad_norm()
-        metrics = step_metrics(step, reward.rungs, blend, update, lr, norm, time.perf_counter() - started, waited)
-        verdict = at_work.look(step + 1, timed)
+        metrics = step_metrics(step, climb.rungs, blend, update, lr, norm, time.perf_counter() - started, waited)
+        verdict = at_work.look(step + 1, reward)
         if pictures is not None:
-            at_work.picture(pictures, step + 1, rung_label(metrics.rung, metrics.next_rung, metrics.blend), timed, verdict)
+            at_work.picture(pictures, step + 1, rung_label(metrics.rung, metrics.next_rung, metrics.blend), reward, verdict)
         alarm = verdict.reason if verdict is not None and verdict.hacked and config.monitor.on_alarm == "fallback" else None
         seen = Observation(metrics.reward, metrics.reward_std, metrics.grad_norm)
-        if decision := controller.observe(step, seen, alarm=alarm):
+        if decision := climb.observe(step, seen, alarm=alarm):
             at_work.obey(decision)
         said = "; ".join(news) or None
         metrics = dataclasses.replace(metrics, verdict=_plain(verdict), decision=_plain(decision), refreshed=said)
         if world.rank == 0:
             run.append_metrics(dataclasses.asdict(metrics))
-        if world.rank == 0 and ((step + 1) % config.save_every == 0 or step + 1 == config.steps or at_work.stopped):
-            curriculum = {"controller": controller.state_dict(), "ladder": reward.state_dict(), "refreshed": refreshed}
-            run.save_state({"step": step + 1, **curriculum, **at_work.state_dict()})
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps or at_work.stopped:
+                run.save_state({"step": step + 1, **climb.state_dict(), **at_work.state_dict()})
         yield metrics
     if first < config.steps or not (run.final / "policy.json").exists():
         world.from_main(at_work.deliver)
 
 
-class _AtWork:
-    """The policy with everything that changes it or judges it during a run."""
-
-    def __init__(self, trainee: Trainee, config: FinetuneConfig, run: RunDirectory, held_out: HeldOutPairs | None) -> None:
-        self.policy, self.config, self.run, self.stopped = trainee.policy, config, run, False
-        self._trainee, self.reference, self.world = trainee, trainee.reference, trainee.world
-        self.watch: Watch | None = None
-        if config.monitor.every:
-            if held_out is None:
-                raise ConfigError("the monitor looks at held-out photos, and there are none")
-            self.watch = Watch(*held_out, self._trainee.reference, config.monitor)
-            if self.world.rank == 0 and not run.has_best():
-                run.save_best(self.policy.state_dict())
-        self._begin(config.lr)
-
-    def _begin(self, lr: float) -> None:
-        """Algorithm and optimiser as at the start of a run."""
-        self.algorithm = self.config.algorithm.build(self._trainee)
-        self.optimiser = PolicyOptimiser(
-            self.policy, lr=lr, max_grad_norm=self.config.max_grad_norm, ema=self.config.ema, world=self.world
-        )
-
-    def update(self, step: int, batch: Batch, reward: TimedReward, rng: np.random.Generator) -> Update:
-        """One update of the algorithm, told for the whole batch; an error names the step."""
-        try:
-            update = self.algorithm.update(batch, reward, rng, self.optimiser)
-        except Diverged as error:
-            raise Diverged(f"step {step + 1}: {error}") from error
-        losses, figures = (
-            {name: self.world.mean(value) for name, value in own.items()} for own in (update.losses, update.figures)
-        )
-        return dataclasses.replace(update, rewards=gathered_rewards(update.rewards, self.world), losses=losses, figures=figures)
-
-    @torch.no_grad()
-    def typical_images(self, batch: Batch) -> torch.Tensor:
-        """What a reward is asked about: clean photos, and what the policy makes of their LR images now."""
-        return torch.cat([batch.hr, sample_images(self.policy, batch.lr, range(len(batch.lr)))])
-
-    def look(self, steps_done: int, reward: RewardFn) -> Verdict | None:
-        """The monitor's verdict, when one is due; the best weights are kept, and on an alarm taken back, if so configured."""
-        if self.watch is None or not self.watch.due(steps_done):
-            return None
-        verdict = self.world.from_main(partial(self._look, self.watch, reward))
-        if verdict.hacked and self.config.monitor.on_alarm != "warn":
-            self.policy.load_state_dict(self.run.load_best())
-            self._begin(self.optimiser.lr)
-            self.stopped = self.config.monitor.on_alarm == "stop"
-        return verdict
-
-    def _look(self, watch: Watch, reward: RewardFn) -> Verdict:
-        with self._delivered():
-            verdict = watch.look(self.policy, reward)
-            if watch.is_best(verdict):
-                self.run.save_best(self.policy.state_dict())
-        return verdict
-
-    def picture(self, pictures: Snapshots, steps_done: int, rung: str, reward: RewardFn, verdict: Verdict | None) -> None:
-        """Take the pictures that are due after a step and its look: of an alarm, and of the policy as it goes on."""
-        undone = verdict is not None and verdict.hacked and self.config.monitor.on_alarm != "warn"
-        if undone and self.watch is not None:
-            pictures.take(steps_done, rung, reward, self.watch.latest, alarm=True)
-        if pictures.due(steps_done) or self.stopped or steps_done == self.config.steps:
-            with self._delivered():
-                seen = self.watch is not None and verdict is not None and not undone
-                now = self.watch.latest if self.watch is not None and seen else pictures.look(self.policy)
-            pictures.take(steps_done, rung, reward, now)
-
-    def obey(self, decision: Decision) -> None:
-        """The learning rate that a decision sets."""
-        self.optimiser.set_lr(self.config.lr * decision.lr_scale)
-
-    def deliver(self) -> None:
-        """Write ``final``, and ``best`` where a monitor chose it."""
-        with self._delivered():
-            self.policy.save_pretrained(self.run.final)
-        if self.watch is not None:
-            best = self.run.load_best()
-            with weights_of(self.policy, [best[name].to(self.policy.device) for name in self.policy.state_dict()]):
-                self.policy.save_pretrained(self.run.best)
-
-    def _delivered(self) -> AbstractContextManager[None]:
-        """Inside, the policy has the weights that would be delivered now: the average, where one is kept."""
-        return weights_of(self.policy, self.optimiser.average or [parameter.data for parameter in self.optimiser.parameters])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that decides the steps to come, but for the curriculum."""
-        return {
-            "policy": self.policy.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "algorithm": self.algorithm.state_dict(),
-            "watch": None if self.watch is None else self.watch.state_dict(),
-            "stopped": self.stopped,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-        self.policy.load_state_dict(state["policy"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.algorithm.load_state_dict(state["algorithm"])
-        if self.watch is not None:
-            self.watch.load_state_dict(state["watch"])
-        self.stopped = bool(state["stopped"])
-
-
-def _refresh(refresher: Refresher, reward: LadderReward, rung: int, at_work: _AtWork) -> Record:
-    """The main process makes the rung anew, all serve it."""
-    name = reward.rungs[rung]
-    record = at_work.world.from_main(lambda: refresher.make(name, at_work.policy))
-    refresher.adopt(name, record)
-    reward.renew(rung)
-    return record
-
-
-def _pictures(at_work: _AtWork, draw_pair: DrawPair, held_out: HeldOutPairs | None) -> Snapshots | None:
+def _pictures(at_work: PolicyAtWork, draw_pair: DrawPair, held_out: HeldOutPairs | None) -> Snapshots | None:
     """What takes a run's pictures: of the held-out photos, or of training photos where none are held out."""
     config, watch, run = at_work.config, at_work.watch, at_work.run
     every = interval(config.snapshot_every, config.steps, config.monitor.every)

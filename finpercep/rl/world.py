@@ -14,8 +14,6 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import distributed
 
-from finpercep.errors import ConfigError
-
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=2)
@@ -124,15 +122,3 @@ def join_world(device: torch.device) -> tuple[World, torch.device]:
     if state.num_processes == 1:
         return ALONE, device
     return Processes(), state.device
-
-
-def share_of(batch_size: int, world: World) -> range:
-    """The places of a batch that this process takes.
-
-    Raises:
-        ConfigError: the batch does not divide evenly.
-    """
-    each, rest = divmod(batch_size, world.size)
-    if rest or not each:
-        raise ConfigError(f"batch_size must be a multiple of the number of processes, {world.size}, got {batch_size}")
-    return range(world.rank * each, (world.rank + 1) * each)

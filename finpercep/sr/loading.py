@@ -1,4 +1,4 @@
-"""Policies by name: ``tiny``, a folder that a run wrote, or ``KIND:SOURCE``, published weights of one of the kinds."""
+"""Policies by name: ``tiny``, ``tiny@STEP``, a folder that a run wrote, or ``KIND:SOURCE``, published weights of a kind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finpercep.errors import ConfigError, WeightsError
 from finpercep.sr.diffusion import DiffusionPolicy
 from finpercep.sr.settings import Options, PolicySettings
 from finpercep.sr.sources import fetched
-from finpercep.sr.tiny import TinyDiffusionSR
+from finpercep.sr.tiny import TinyDiffusionSR, with_snapshots
 
 if TYPE_CHECKING:
     from finpercep.sr.pipeline_policy import PipelinePolicy
@@ -38,7 +38,7 @@ def load_policy(
     settings: PolicySettings = PolicySettings(),
     captions: Captions | None = None,
 ) -> DiffusionPolicy:
-    """The policy called ``name``: ``tiny``, a folder, or ``KIND:SOURCE`` (``controlnet:BASE+CONTROLNET``).
+    """The policy called ``name``: ``tiny`` or ``tiny@STEP``, a folder, or ``KIND:SOURCE`` (``controlnet:BASE+CONTROLNET``).
 
     Args:
         name: a source is a folder or a hub id of a diffusers model, or two of them joined by ``+``.
@@ -78,13 +78,18 @@ def packaged_policy_folder() -> Path:
     return Path(str(files("finpercep"))) / "weights" / "tiny-sr"
 
 
+def packaged_policies() -> dict[str, Path]:
+    """Name → folder of the model that ships with the package, and of its snapshots from early in training."""
+    return with_snapshots("tiny", packaged_policy_folder())
+
+
 def policy_folder(name: str) -> Path:
-    """Where the policy called ``name`` lies: ``tiny``, or a folder. Raises `WeightsError` when it is neither."""
-    folder = packaged_policy_folder() if name == "tiny" else Path(name)
+    """Where the policy called ``name`` lies: ``tiny``, ``tiny@STEP``, or a folder. Raises `WeightsError` when it is neither."""
+    folder = packaged_policies().get(name, Path(name))
     if not folder.is_dir():
         raise WeightsError(
-            f"policy {name!r}: expected 'tiny' or a folder that finetune or train-sr wrote, or KIND:SOURCE with one of the kinds "
-            f"{', '.join(KINDS)}"
+            f"policy {name!r}: expected {', '.join(packaged_policies())}, a folder that finetune or train-sr wrote, or "
+            f"KIND:SOURCE with one of the kinds {', '.join(KINDS)}"
         )
     if (folder / "model_index.json").is_file() and not (folder / "policy.json").is_file():
         raise WeightsError(

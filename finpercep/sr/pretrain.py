@@ -18,12 +18,9 @@ from diffusers.training_utils import EMAModel
 
 from finpercep.errors import ConfigError, TrainingError
 from finpercep.sr.policy import DrawPair, denoising_loss, seeded_generators
-from finpercep.sr.tiny import TinyDiffusionSR
+from finpercep.sr.tiny import SNAPSHOTS, TinyDiffusionSR
 from finpercep.training.learning_rate import warmup_cosine
 from finpercep.training.run_state import load_run_state, save_run_state
-
-SNAPSHOTS = "snapshots"
-"""Folder, inside the trained policy's, of policies from early in the training."""
 
 
 @dataclass(frozen=True)

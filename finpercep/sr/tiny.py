@@ -27,6 +27,9 @@ from finpercep.sr.transition import Sampler
 
 FORMAT = "finpercep-tiny-sr"
 FORMAT_VERSION = 1
+SNAPSHOTS = "snapshots"
+"""Folder, inside a trained policy's, of policies from early in the training."""
+
 _UNSHUFFLE = 2
 _DOWN = 4  # the UNet halves twice
 
@@ -154,6 +157,11 @@ class TinyDiffusionSR(DiffusionPolicy):
         except (OSError, ValueError) as error:
             raise WeightsError(f"{folder}: the SR model's weights cannot be read: {error}") from error
         return cls(unet.to(device), scheduler, TinyConfig(**record), autocast=autocast)
+
+
+def with_snapshots(name: str, folder: Path) -> dict[str, Path]:
+    """Name → folder: the policy in ``folder`` as ``name``, and its snapshots as ``name@STEP``."""
+    return {name: folder} | {f"{name}@{path.name}": path for path in sorted(folder.glob(f"{SNAPSHOTS}/*"))}
 
 
 def _read_record(path: Path) -> dict[str, Any]:

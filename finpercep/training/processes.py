@@ -60,20 +60,6 @@ def require_whole_models(kind: DistributedType) -> None:
         raise ConfigError(f"every process must hold the whole model, got {kind.value}; launch with deploy/accelerate/ddp.yaml")
 
 
-def share_of_batch(accelerator: Accelerator, batch_size: int) -> range:
-    """The places of a batch of ``batch_size`` that this process takes.
-
-    Raises:
-        ConfigError: the batch does not divide evenly.
-    """
-    each, rest = divmod(batch_size, accelerator.num_processes)
-    if rest or not each:
-        raise ConfigError(
-            f"batch_size must be a multiple of the number of processes, {accelerator.num_processes}, got {batch_size}"
-        )
-    return range(accelerator.process_index * each, (accelerator.process_index + 1) * each)
-
-
 def on_main_process(accelerator: Accelerator, compute: Callable[[], T]) -> T:
     """What ``compute`` returns in the main process, in every process; the others wait for it."""
     held: list[Any] = [compute() if accelerator.is_main_process else None]

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from finpercep.batch_share import share_of
 from finpercep.errors import TrainingError
 from finpercep.reward_model.model import FinPercepRM
 from finpercep.training.attack import attacked
@@ -28,7 +29,7 @@ from finpercep.training.evaluate import evaluate_rung
 from finpercep.training.learning_rate import warmup_cosine
 from finpercep.training.objective import triplet_losses
 from finpercep.training.prefetch import prefetched
-from finpercep.training.processes import on_main_process, prepare_for_processes, share_of_batch
+from finpercep.training.processes import on_main_process, prepare_for_processes
 from finpercep.training.reports import StepReport
 from finpercep.training.run_state import load_run_state, save_run_state
 from finpercep.training.selection import Selection, Validation, Weights
@@ -49,7 +50,7 @@ class RungTrainer:
     ) -> None:
         self.train, self.config, self.position, self.accelerator = train, config, position, accelerator
         self.rung, self.steps = list(config.rung_steps().items())[position]
-        self.share = share_of_batch(accelerator, config.batch_size)
+        self.share = share_of(config.batch_size, rank=accelerator.process_index, size=accelerator.num_processes)
         self.model, self.anchor = model.to(accelerator.device), anchor
         self.average = WeightAverage(self.model, config.ema)
         self.selection = Selection()

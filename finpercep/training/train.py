@@ -17,13 +17,14 @@ from accelerate import Accelerator
 from pydantic import TypeAdapter
 
 from data_synth.schema.pixels import write_atomically
+from finpercep.batch_share import share_of
 from finpercep.checkpoint import LadderRung, write_checkpoint, write_ladder
 from finpercep.errors import TrainingError
 from finpercep.reward_model.build import build_reward_model, inherit_weights
 from finpercep.reward_model.model import FinPercepRM
 from finpercep.training.data import Samples, spread
 from finpercep.training.evaluate import RungQuality, calibrate, evaluate_rung
-from finpercep.training.processes import make_accelerator, on_main_process, share_of_batch
+from finpercep.training.processes import make_accelerator, on_main_process
 from finpercep.training.reports import RungReport, StepReport
 from finpercep.training.rung import RungTrainer
 from finpercep.training.train_config import TrainConfig
@@ -70,7 +71,7 @@ def train_ladder(
     if not len(train):
         raise TrainingError("the training split is empty; build a dataset with more samples")
     accelerator = accelerator or make_accelerator(torch.device("cpu"), config.precision)
-    share_of_batch(accelerator, config.batch_size)
+    share_of(config.batch_size, rank=accelerator.process_index, size=accelerator.num_processes)
     entries: list[LadderRung] = []
     anchor: FinPercepRM | None = None
     previous: FinPercepRM | None = None

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.scale_simulation import (
-    BATCH_PIXELS,
-    Simulation,
-    Tier,
-    Trainers,
-    beside_measured,
-    closed_forms,
-    fixed,
-    wait_md1,
-    wait_mm1,
-)
+from benchmarks.queueing import Simulation, Tier, Trainers, fixed
+from benchmarks.queueing_theory import wait_md1, wait_mm1
+from benchmarks.scale_simulation import BATCH_PIXELS, beside_measured, closed_forms
 from rm_server.service import CPU_BATCH_PIXELS
 
 

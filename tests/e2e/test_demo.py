@@ -40,6 +40,8 @@ def test_the_fast_demo_runs_and_resumes(tmp_path):
 
     steps = [json.loads(line) for line in (out / "finetune" / "metrics.jsonl").read_text().splitlines()]
     assert list(dict.fromkeys(step["rung"] for step in steps)) == ["RM_0", "RM_1", "RM_2"]
+    control = [json.loads(line) for line in (out / "control" / "metrics.jsonl").read_text().splitlines()]
+    assert len(control) == len(steps) and all(step["losses"]["reward"] == 0 for step in control)
     weights = {name: (out / name).read_bytes() for name in ("ladder/RM_2/model.safetensors", "finetune/checkpoints/latest.pt")}
 
     again = run_demo(out)

@@ -16,8 +16,8 @@ from data_synth.plan import BuildConfig
 from data_synth.recipe import RecipeConfig
 from finpercep.cli import app
 from finpercep.cli.console import fail
-from finpercep.cli.finetune import photos_of
 from finpercep.cli.server_process import ServerProcess
+from finpercep.cli.training_photos import photos_of
 from finpercep.errors import ConfigError
 from tests.fakes import photo
 
@@ -112,7 +112,7 @@ def test_a_dataset_is_training_data_and_its_contact_sheet_is_not(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("upscale", "a.png", "--out", "x", "--policy", "nothing"), "expected 'tiny' or a folder"),
+        (("upscale", "a.png", "--out", "x", "--policy", "nothing"), "expected tiny, tiny@00300, a folder"),
         (("train-rm", "--data", "nowhere", "--out", "x"), "built by `finpercep synth`"),
         (("finetune", "--reward", "http://127.0.0.1:9", "--data", "nowhere", "--out", "x"), "expected a folder of photos"),
         (("eval-rm", "--data", "nowhere"), "built by `finpercep synth`"),

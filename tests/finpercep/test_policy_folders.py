@@ -189,7 +189,7 @@ def test_base_and_controlnet_join_to_the_same_policy(published, tmp_path):
 def test_what_is_not_there_or_something_else_is_refused(published, tmp_path, monkeypatch):
     folder = published["ldm"].partition(":")[2]
     for name, message in (
-        ("nothing", "expected 'tiny' or a folder that finetune or train-sr wrote, or KIND:SOURCE"),
+        ("nothing", "expected tiny, tiny@00300, a folder that finetune or train-sr wrote, or KIND:SOURCE"),
         (folder, "is a diffusers pipeline: name its kind too"),
         (f"controlnet:{folder}", "expected a StableDiffusionControlNet pipeline, or BASE"),
         (f"one-step:{folder}", "expected a Stable Diffusion pipeline, got LDM"),
@@ -265,4 +265,12 @@ def test_the_digest_follows_choices_adapters_and_published_weights(published, tm
     config = tmp_path / "base" / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text().replace('"beta_end": 0.012', '"beta_end": 0.013'))
     assert policy_digest(f"latent-unet:{tmp_path / 'base'}") != policy_digest(published["ldm"])
-    assert policy_digest(packaged_policy_folder()) == policy_digest("tiny")
+    assert policy_digest(packaged_policy_folder()) == policy_digest("tiny") != policy_digest("tiny@00300")
+
+
+def test_the_packaged_policies_have_names():
+    early = load_policy("tiny@00300").unet.state_dict()
+    finished = load_policy("tiny").unet.state_dict()
+    assert not torch.equal(early["conv_in.weight"], finished["conv_in.weight"])
+    with pytest.raises(WeightsError, match="expected tiny, tiny@00300, a folder"):
+        load_policy("tiny@00301")

@@ -150,6 +150,8 @@ def test_a_served_rung_is_swapped_and_the_run_knows_what_it_began_with(tmp_path,
         with pytest.raises(ConfigError, match="needs --model-root and --admin-token-file"):
             open_refresher(["http://test"], client, photos, SMALL, tmp_path / "run", **about)
         access = ServerAccess(root, "x" * 16)
+        with pytest.raises(ConfigError, match="of a served reward"):
+            open_refresher(["packaged"], packaged(), photos, SMALL, tmp_path / "run", **about, access=access)
         refresher = open_refresher(["http://test"], client, photos, SMALL, tmp_path / "run", **about, access=access)
         refresher.adopt("RM_1", record)
         assert {rung.name: rung.digest for rung in client.model().rungs} == {**before, "RM_1": digest}

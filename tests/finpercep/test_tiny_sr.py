@@ -108,7 +108,7 @@ def test_the_frozen_copy_shares_nothing(small_policy):
 
 
 def test_missing_and_foreign_folders(small_policy, tmp_path):
-    with pytest.raises(WeightsError, match="expected 'tiny' or a folder"):
+    with pytest.raises(WeightsError, match="expected tiny, tiny@00300, a folder"):
         load_policy(str(tmp_path / "nothing"))
     with pytest.raises(WeightsError, match=r"policy\.json"):
         load_policy(str(tmp_path))

@@ -7,9 +7,7 @@ import json
 import pytest
 import torch
 
-from finpercep.errors import ConfigError
 from finpercep.predictor import load_predictors
-from finpercep.training.processes import make_accelerator, share_of_batch
 from tests.torchrun import run_alone_and_together
 
 SCRIPT = "tests.finpercep.training_process"
@@ -46,13 +44,3 @@ def test_they_write_one_ladder(folder):
     assert digests[0] == digests[1] == [one.digest for one in load_predictors(folder / "ladder-of-2").values()]
     assert sorted(path.name for path in (folder / "ladder-of-2").iterdir()) == ["RM_0", "RM_1", "ladder.json"]
     assert digests[0] != json.loads((folder / "digests-0-of-1.json").read_text())  # BatchNorm saw other batches
-
-
-def test_a_batch_that_does_not_divide_is_refused():
-    class Three:
-        num_processes, process_index = 3, 1
-
-    assert share_of_batch(Three(), 6) == range(2, 4)
-    with pytest.raises(ConfigError, match="multiple of the number of processes, 3, got 4"):
-        share_of_batch(Three(), 4)
-    assert share_of_batch(make_accelerator(torch.device("cpu"), "fp32"), 4) == range(4)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from data_synth.schema.pixels import encode_png
 from finpercep.cli import app
-from finpercep.cli.finetune import curves_of
+from finpercep.cli.finetune_run import curves_of
 from finpercep.curriculum.logbook import TENSORBOARD_NAME, Logbook
 from finpercep.curriculum.loop import FinetuneConfig, finetune
 from finpercep.curriculum.run_directory import RunDirectory

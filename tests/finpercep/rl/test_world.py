@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from finpercep.errors import ConfigError
-from finpercep.rl.world import ALONE, share_of
 from finpercep.training.metrics_log import read_metrics
 from tests.finpercep.rl.finetuning_process import SETTINGS
 from tests.torchrun import run_alone_and_together
@@ -44,12 +42,3 @@ def test_they_write_one_run(folder, algorithm):
     names = [sorted(path.name for path in (folder / f"{algorithm}-of-{count}").iterdir()) for count in (1, 2)]
     assert names[0] == names[1]
     assert [m["step"] for m in read_metrics(folder / f"{algorithm}-of-2" / "metrics.jsonl")] == [1, 2, 3, 4]
-
-
-def test_a_batch_that_does_not_divide_is_refused():
-    class Three:
-        size, rank = 3, 1
-
-    assert share_of(6, Three()) == range(2, 4) and share_of(4, ALONE) == range(4)
-    with pytest.raises(ConfigError, match="multiple of the number of processes, 3, got 4"):
-        share_of(4, Three())

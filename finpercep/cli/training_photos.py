@@ -1,0 +1,64 @@
+"""The photos of a fine-tuning run: to train on, and to hold out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from finpercep.errors import ConfigError
+
+if TYPE_CHECKING:
+    from data_synth.photos import PhotoSource
+    from data_synth.schema import RGB8
+
+HELD_OUT = 0.1
+"""Share of a folder's photos that the monitor looks at and nothing is trained on."""
+
+
+@dataclass(frozen=True)
+class TrainingPhotos:
+    """Photos to train on and photos that nothing is trained on, as pixels; ``source`` are the former as they lie in a folder."""
+
+    train: list[RGB8]
+    held_out: list[RGB8]
+    source: PhotoSource | None
+
+
+def photos_of(data: Path, min_side: int, *, hold_out: bool, seed: int) -> TrainingPhotos:
+    """The photos of a run.
+
+    Of a dataset, the clean images of its training split, and of the other splits; of a folder, all, or nine tenths and a tenth.
+
+    Raises:
+        ConfigError: none to train on, or none to hold out.
+    """
+    from data_synth.photos import photo_source, split_photos
+    from data_synth.schema.manifest import MANIFEST_NAME
+    from finpercep.cli.photo_pairs import load_photos
+
+    if (data / MANIFEST_NAME).exists():
+        held_out = _clean_images(data, ("validation", "test"), min_side) if hold_out else []
+        return TrainingPhotos(_clean_images(data, ("train",), min_side), held_out, None)
+    source = photo_source(str(data))
+    if not hold_out:
+        return TrainingPhotos(load_photos(source.photos, min_side), [], source)
+    split = split_photos(source.photos, validation=0.0, test=HELD_OUT, seed=seed)
+    if not split.test:
+        raise ConfigError(f"{data}: the monitor needs photos to hold out, and of {len(split.train)} none is left; add photos")
+    train, unseen = (load_photos(photos, min_side) for photos in (split.train, split.test))
+    return TrainingPhotos(train, unseen, dataclasses.replace(source, photos=tuple(split.train)))
+
+
+def _clean_images(data: Path, splits: Sequence[Literal["train", "validation", "test"]], min_side: int) -> list[RGB8]:
+    """The clean images of a dataset's splits; a photo that gave several samples gives several images."""
+    from data_synth.schema import read_split
+
+    photos = [row.gt for split in splits for row in read_split(data, split)]
+    if not photos:
+        raise ConfigError(f"{data}: the dataset has no sample in {' or '.join(splits)}")
+    if min(photos[0].shape[:2]) < min_side:
+        raise ConfigError(f"{data}: --crop must be at most the dataset's sample size {photos[0].shape[0]}, got {min_side}")
+    return photos
