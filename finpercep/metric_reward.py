@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,8 +70,10 @@ def pyiqa_metric(name: str, device: torch.device | str = "cpu") -> Metric:
 
 
 def python_metric(target: str) -> Metric:
-    """The function ``MODULE:NAME``, imported. Raises `ConfigError` when there is none."""
+    """The function ``MODULE:NAME``, imported, from the current folder too. Raises `ConfigError` when there is none."""
     module, _, name = target.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # last, so that it hides nothing
     try:
         found: Any = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

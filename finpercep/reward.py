@@ -133,6 +133,14 @@ class RewardSource(Protocol):
         ...
 
 
+SCORE_ONLY = RewardWeights(score=1.0, max=0.0, mean=0.0)
+
+
+def weights_on(source: RewardSource, rung: str, weights: RewardWeights) -> RewardWeights:
+    """``weights``, or on a rung without a map those of R = S, on the same [0, 1] as the other rungs' R."""
+    return weights if source.has_map(rung) else SCORE_ONLY
+
+
 def top_fraction_mean(degradation_map: torch.Tensor, fraction: float) -> torch.Tensor:
     """max^(M): the mean of the top ``fraction`` of pixels, a maximum that one hot pixel cannot set.
 

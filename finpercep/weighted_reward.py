@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from finpercep.errors import ConfigError
-from finpercep.reward import RewardFn, Rewards, RewardSource, RewardWeights, beside, score_with_map
+from finpercep.reward import RewardFn, Rewards, RewardSource, RewardWeights, beside, score_with_map, weights_on
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class WeightedSource:
         with torch.no_grad():
             for part in self.parts:
                 for rung in part.source.rungs():
-                    self._scales[part.name, rung] = Scale.of(part.source.reward_fn(rung, weights)(images).reward)
+                    reward = part.source.reward_fn(rung, weights_on(part.source, rung, weights))
+                    self._scales[part.name, rung] = Scale.of(reward(images).reward)
 
     def scales(self) -> dict[str, dict[str, list[float]]]:
         """The scales as plain data, part → rung → (mean, std)."""
@@ -82,15 +84,22 @@ class WeightedSource:
         return found
 
     def set_scales(self, scales: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-        """Set what `scales` gave."""
-        self._scales = {(part, rung): Scale(*pair) for part, own in scales.items() for rung, pair in own.items()}
+        """Set what `scales` gave. Raises `ConfigError` when it was of other rewards."""
+        given = {(part, rung): Scale(*pair) for part, own in scales.items() for rung, pair in own.items()}
+        if given.keys() != (own := {(part.name, rung) for part in self.parts for rung in part.source.rungs()}):
+            told = ", ".join(sorted({f"{part} {rung}" for part, rung in given.keys() ^ own}))
+            raise ConfigError(f"the scales that were kept are those of other rewards; they differ in {told}")
+        self._scales.update(given)
+
+    def _scale(self, part: str, rung: str) -> Scale:
+        return self._scales.get((part, rung), Scale())
 
     def reward_fn(self, rung: str, weights: RewardWeights) -> RewardFn:
-        """The sum on one rung of the ladder."""
+        """The sum on one rung of the ladder, on the scales of the moment it is asked."""
         terms = []
         for part in self.parts:
             own = rung if part is self.ladder else part.source.rungs()[0]
-            terms.append((part, self._scales.get((part.name, own), Scale()), part.source.reward_fn(own, weights)))
+            terms.append((part, partial(self._scale, part.name, own), part.source.reward_fn(own, weights)))
         return WeightedReward(terms, self.parts.index(self.ladder))
 
 
@@ -98,7 +107,7 @@ class WeightedSource:
 class WeightedReward:
     """`RewardFn` of the sum; score and degradation are those of the part at ``shown``."""
 
-    terms: Sequence[tuple[Part, Scale, RewardFn]]
+    terms: Sequence[tuple[Part, Callable[[], Scale], RewardFn]]
     shown: int
 
     def __call__(self, images: torch.Tensor) -> Rewards:
@@ -118,7 +127,8 @@ class WeightedReward:
 
     def _summed(self, each: Sequence[Rewards]) -> Rewards:
         pairs = list(zip(self.terms, each, strict=True))
-        total = torch.stack([part.weight * (r.reward - scale.mean) / scale.std for (part, scale, _), r in pairs]).sum(0)
+        terms = [(part.weight, scale(), rewards.reward) for (part, scale, _), rewards in pairs]
+        total = torch.stack([weight * (reward - scale.mean) / scale.std for weight, scale, reward in terms]).sum(0)
         shown = each[self.shown]
         parts = {part.name: rewards.reward.detach() for (part, _, _), rewards in pairs}
         return Rewards(total, shown.score, shown.max_degradation, shown.mean_degradation, parts)

@@ -1,4 +1,4 @@
-"""A script run by one process and by two real ones, so that what they do can be compared."""
+"""A script run by two real processes, or by one and by two, so that what they do can be compared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 def run_alone_and_together(module: str, out: Path) -> None:
     """``python -m MODULE OUT``, then the same by two processes."""
     _run(module, str(out))
-    _run("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", module, str(out))
+    run_together(module, str(out))
+
+
+def run_together(module: str, *arguments: str) -> None:
+    """``python -m MODULE ARGUMENTS`` by two processes."""
+    _run("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", module, *arguments)
 
 
 def _run(*command: str) -> None:

@@ -174,11 +174,10 @@ def train(folder: Path, scale: DemoScale, scratch: bool, seed: int) -> None:
 def finetune(client: RewardClient, split: PhotoSplit, out: Path, scale: DemoScale, seed: int, *, rewarded: bool = True) -> None:
     """Fine-tune `START` on the training photos against the served ladder; or take the same steps by the supervised loss alone."""
     from data_synth.degradations import DegradationConfig
-    from finpercep.cli.finetune_run import gram_features, run_finetuning
+    from finpercep.cli.finetune_run import NamedPolicy, gram_features, run_finetuning
     from finpercep.cli.photo_pairs import PhotoPairs, load_photos
     from finpercep.curriculum.loop import FinetuneConfig
     from finpercep.rl.refl import ReflConfig
-    from finpercep.sr.settings import PolicySettings
 
     served = {rung.name: rung.digest for rung in client.model().rungs}
     config = FinetuneConfig(
@@ -192,4 +191,4 @@ def finetune(client: RewardClient, split: PhotoSplit, out: Path, scale: DemoScal
     )
     pairs = PhotoPairs(load_photos(split.train, config.crop), config.crop, DegradationConfig.light())
     described = {"data": "training photos of the demo", "rewards": {"ladder": {"rungs": served}}}
-    run_finetuning((START, PolicySettings()), client, pairs, config, out, gram_features("reward", "cpu"), described)
+    run_finetuning(NamedPolicy.load(START), client, pairs, config, out, gram_features("reward", "cpu"), described)

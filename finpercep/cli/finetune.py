@@ -81,7 +81,7 @@ def finetune(
     from data_synth.degradations import DegradationConfig
     from data_synth.device import resolve_device
     from finpercep.cli.finetune_config import REFRESH_TABLE, finetune_config, policy_settings, refresh_config
-    from finpercep.cli.finetune_run import gram_features, run_finetuning
+    from finpercep.cli.finetune_run import NamedPolicy, gram_features, run_finetuning
     from finpercep.cli.photo_pairs import PhotoPairs
     from finpercep.cli.publishing import ServerAccess, unrefreshed
     from finpercep.cli.refresh import FOLDER, open_refresher
@@ -107,14 +107,24 @@ def finetune(
     renewal = refresh_config(config, refresh, refresh_set or ())
     if (model_root or admin_token_file) and not renewal.samples:
         raise ConfigError("--model-root and --admin-token-file are of --refresh, and nothing is to be refreshed")
+    if bool(model_root) != bool(admin_token_file):
+        raise ConfigError("--model-root and --admin-token-file go together")
+    if on_alarm and not resolved.monitor.every:
+        raise ConfigError("--on-alarm is of --monitor, and nothing is watched")
     photos = photos_of(data, resolved.crop, hold_out=resolved.monitor.every > 0, seed=resolved.seed)
-    pairs, watched = (PhotoPairs(pixels, resolved.crop, DegradationConfig.light()) for pixels in (photos.train, photos.held_out))
-    held_out = watched.fixed(resolved.monitor.images, resolved.seed) if photos.held_out else None
     world, where = join_world(resolve_device(device))
     gram = gram_features(features, where)
-    chosen = (policy, policy_settings(config, policy_set or ()))
+    chosen = NamedPolicy.load(policy, policy_settings(config, policy_set or ()), where)
+    scale = chosen.policy.scale
+    if resolved.crop % scale:
+        raise ConfigError(f"--crop must be a multiple of the policy's scale, {scale}, got {resolved.crop}")
+    light = DegradationConfig.light(scale)
+    pairs, watched = (PhotoPairs(pixels, resolved.crop, light) for pixels in (photos.train, photos.held_out))
+    held_out = watched.fixed(resolved.monitor.images, resolved.seed) if photos.held_out else None
     with open_rewards(reward, where, read_token(token_file)) as (source, rewards):
-        described: dict[str, Any] = {"data": str(data), "rewards": rewards}
+        described: dict[str, Any] = {"data": data.resolve().name, "rewards": rewards}
+        if photos.held_out:
+            described["held_out"] = {"count": len(photos.held_out), "digest": watched.digest()}
         refresher = None
         if renewal.samples:
             if photos.source is None:

@@ -46,7 +46,7 @@ def finetune_config(
     general = dataclasses.asdict(FinetuneConfig())
     tree = merge_settings({**general, "algorithm": name, name: dataclasses.asdict(kind())}, _chosen(given, name), str(file))
     set_flags(tree, flags)
-    own = merge_settings(tree.pop(name), dict(map(_setting, settings)), "--set")
+    own = merge_settings(tree.pop(name), _settings(settings, "--set"), "--set")
     hints = {key: hint for key, hint in get_type_hints(FinetuneConfig).items() if key != "algorithm"}
     rest = {key: value for key, value in tree.items() if key != "algorithm"}
     checked: Any = validated(dataclasses.make_dataclass("FinetuneSettings", hints.items()), rest)  # pydantic knows no protocols
@@ -55,13 +55,16 @@ def finetune_config(
 
 def policy_settings(file: Path | None, settings: Sequence[str]) -> PolicySettings:
     """What is decided about the policy: the file's table ``[policy_settings]``, and ``KEY=VALUE`` over it. Raises as `_table`."""
-    return _table(PolicySettings, POLICY_TABLE, file, dict(map(_setting, settings)), "--policy-set")
+    return _table(PolicySettings, POLICY_TABLE, file, _settings(settings, "--policy-set"), "--policy-set")
 
 
 def refresh_config(file: Path | None, samples: int | None, settings: Sequence[str]) -> RefreshConfig:
     """How rungs are refreshed: the file's table ``[refresh]``, ``KEY=VALUE`` and ``samples`` over it. Raises as `_table`."""
     flags = {} if samples is None else {"samples": samples}
-    return _table(RefreshConfig, REFRESH_TABLE, file, {**dict(map(_setting, settings)), **flags}, "--refresh-set")
+    config = _table(RefreshConfig, REFRESH_TABLE, file, {**_settings(settings, "--refresh-set"), **flags}, "--refresh-set")
+    if settings and not config.samples:
+        raise ConfigError("--refresh-set is of --refresh, and nothing is to be refreshed")
+    return config
 
 
 def _table(kind: type[T], name: str, file: Path | None, flags: dict[str, Any], option: str) -> T:
@@ -80,11 +83,15 @@ def _chosen(given: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in given.items() if key not in ALGORITHMS or key == name} | {"algorithm": name}
 
 
-def _setting(given: str) -> tuple[str, Any]:
-    key, equals, value = given.partition("=")
-    if not equals:
-        raise ConfigError(f"--set {given}: expected KEY=VALUE")
-    try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
+def _settings(given: Sequence[str], option: str) -> dict[str, Any]:
+    """What ``option`` says, once for each setting."""
+    found: dict[str, Any] = {}
+    for one in given:
+        key, equals, value = one.partition("=")
+        if not equals:
+            raise ConfigError(f"{option} {one}: expected KEY=VALUE")
+        try:
+            found[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key.strip()] = value.strip()
+    return found

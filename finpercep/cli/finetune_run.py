@@ -58,8 +58,35 @@ def gram_features(name: str, device: torch.device | str) -> GramFeatures:
     return GramFeatures(lambda images: model.features(images)[1:], {"rung": predictor.rung, "digest": predictor.digest})
 
 
+@dataclass(frozen=True)
+class NamedPolicy:
+    """An SR policy, the name it was loaded by, and what was decided about it."""
+
+    name: str
+    settings: PolicySettings
+    policy: SRPolicy
+
+    @classmethod
+    def load(cls, name: str, settings: PolicySettings | None = None, device: torch.device | str = "cpu") -> NamedPolicy:
+        """Raises as `finpercep.sr.loading.load_policy`."""
+        from finpercep.cli.libraries import hush_progress
+        from finpercep.sr.loading import load_policy
+        from finpercep.sr.settings import PolicySettings
+
+        hush_progress()
+        settings = settings or PolicySettings()
+        return cls(name, settings, load_policy(name, device=device, settings=settings))
+
+    def described(self) -> dict[str, Any]:
+        """What a run's config says of it."""
+        from finpercep.cli.finetune_config import POLICY_TABLE
+        from finpercep.cli.sr_models import policy_digest
+
+        return {"policy": {"name": self.name, "digest": policy_digest(self.name)}, POLICY_TABLE: self.settings.said()}
+
+
 def run_finetuning(
-    chosen: tuple[str, PolicySettings],
+    chosen: NamedPolicy,
     source: RewardSource,
     pairs: PhotoPairs,
     config: FinetuneConfig,
@@ -72,49 +99,41 @@ def run_finetuning(
     device: torch.device | str = "cpu",
     world: World | None = None,
 ) -> dict[str, float | str | None] | None:
-    """Fine-tune the ``chosen`` policy (its name, and what is decided about it) and show how it goes.
+    """Fine-tune the ``chosen`` policy and show how it goes.
 
-    The run's config names what ``described`` says of data and rewards, and the digests of the policy and of the Gram term's
-    network, so that a run is never continued with another of them. ``held_out`` is what the monitor looks at. Of the
-    processes of a ``world`` the main one alone writes and shows.
+    The run's config names what ``described`` says of data and rewards, and the digests of the photos, of the policy and of the
+    Gram term's network, so that a run is never continued with another of them. ``held_out`` is what the monitor looks at. Of
+    the processes of a ``world`` the main one alone writes and shows.
 
     Returns:
         The metrics of the last step done now, None when the run was complete.
     """
-    from finpercep.cli.finetune_config import POLICY_TABLE
-    from finpercep.cli.libraries import hush_progress
     from finpercep.cli.reward_sources import keep_scales
     from finpercep.cli.run_view import RunView
-    from finpercep.cli.sr_models import policy_digest
     from finpercep.curriculum.loop import finetune as finetune_steps
     from finpercep.curriculum.run_directory import RunDirectory
     from finpercep.rl.world import ALONE
-    from finpercep.sr.loading import load_policy
     from finpercep.training.provenance import Session
     from finpercep.weighted_reward import WeightedSource
 
-    hush_progress()
     world = world or ALONE
-    name, settings = chosen
-    policy = load_policy(name, device=device, settings=settings)
-    described = {
-        **described,
-        "policy": {"name": name, "digest": policy_digest(name)},
-        POLICY_TABLE: settings.said(),
-        "features": features.described,
-    }
-    if isinstance(source, WeightedSource):
-        images = partial(typical_images, policy, pairs, config)
-        keep = partial(keep_scales, source, out / "reward_scales.json", lambda: source.measure(images(), config.reward))
-        world.from_main(keep)
-        keep()
+    photos = {"count": len(pairs.photos), "digest": pairs.digest()}
+    described = {**described, "photos": photos, **chosen.described(), "features": features.described}
+
+    def prepare() -> None:
+        if isinstance(source, WeightedSource):
+            images = partial(typical_images, chosen.policy, pairs, config)
+            keep = partial(keep_scales, source, out / "reward_scales.json", lambda: source.measure(images(), config.reward))
+            world.from_main(keep)
+            keep()
+
     last = None
     with ExitStack() as stack:
         view = stack.enter_context(RunView(f"finetune {out}", config.steps)) if world.rank == 0 else None
         logbook = stack.enter_context(curves_of(out)) if world.rank == 0 else None
         run = RunDirectory(out, logbook=logbook, session=Session.now(sys.argv[1:], str(device), world.size))
         for metrics in finetune_steps(
-            policy,
+            chosen.policy,
             source,
             pairs,
             features.extractor,
@@ -123,6 +142,7 @@ def run_finetuning(
             described=described,
             held_out=held_out,
             refresher=refresher,
+            prepare=prepare,
             world=world,
         ):
             if view is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,6 +38,14 @@ class PhotoPairs:
 
     def __init__(self, photos: Sequence[RGB8], crop: int, degradation: DegradationConfig) -> None:
         self.photos, self.crop, self.degradation = photos, crop, degradation
+
+    def digest(self) -> str:
+        """Of the photos' pixels, in order: what a run must be continued with."""
+        hashed = hashlib.blake2b(digest_size=16)
+        for photo in self.photos:
+            hashed.update(repr(photo.shape).encode())
+            hashed.update(photo.tobytes())
+        return hashed.hexdigest()
 
     def __call__(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """One pair: hr 3×crop×crop and its lr, float32 in [0, 1]."""

@@ -278,14 +278,16 @@ def open_refresher(
     """The refresher of a run in ``out`` whose reward is ``source``, opened from ``specs`` (`open_rewards`).
 
     Raises:
-        ConfigError: the reward has no ladder that can be trained on, or ``access`` is missing of a server's or given of another.
+        ConfigError: the reward has no ladder that can be trained on, ``access`` is missing of a server's or given of another, or
+            the known data's samples are smaller than the crop.
+        SchemaError: the known data cannot be read.
     """
     from finpercep.client import RewardClient
     from finpercep.local_reward import LocalSource
     from finpercep.predictor import packaged_model_folder
     from finpercep.weighted_reward import WeightedSource
 
-    ladder = source.ladder if isinstance(source, WeightedSource) else source
+    ladder = source.ladder.source if isinstance(source, WeightedSource) else source
     publisher: Publisher
     if isinstance(ladder, LocalSource):
         if access is not None:
@@ -300,9 +302,22 @@ def open_refresher(
         folders = [packaged_model_folder(), *sorted(access.model_root.iterdir())]
     else:
         raise ConfigError("--refresh needs a ladder as --reward: packaged, a ladder's folder, or a server's URL")
+    if config.data is not None:
+        _check_known(Path(config.data), config.crop)
     folder = out / FOLDER
     behind = ladder_behind(unrefreshed(folder, digests), folders)
     return LadderRefresher(folder, behind, [photos], config, publisher, device=device, world=world, seed=seed)
+
+
+def _check_known(data: Path, crop: int) -> None:
+    """The first rung to be refreshed would be late to find that the data set is not there."""
+    from data_synth.schema import read_split
+    from data_synth.schema.manifest import SPLITS
+
+    for split in SPLITS:
+        side = min(read_split(data, split)[0].gt.shape[:2])
+        if side < crop:
+            raise ConfigError(f"refresh: crop must be at most the size of {data}'s samples, {side} px, got {crop}")
 
 
 def not_worse(before: float | None, after: float | None, margin: float) -> bool:

@@ -34,7 +34,7 @@ def open_rewards(specs: Sequence[str], device: torch.device | str, token: str | 
     ``pyiqa:METRIC``, ``imagereward`` or ``imagereward:PROMPT``, or ``python:MODULE:FUNCTION``.
 
     Raises:
-        ConfigError: a SPEC that is none of these, or a weight that is not a positive number.
+        ConfigError: a SPEC that is none of these, a weight that is not a positive number, or one of a single reward.
     """
     from finpercep.weighted_reward import Part, WeightedSource
 
@@ -45,6 +45,8 @@ def open_rewards(specs: Sequence[str], device: torch.device | str, token: str | 
             source, about = _open(spec, device, token, stack)
             parts.append(Part(_name(spec), weight, source))
             described[_name(spec)] = {"weight": weight, **about}
+        if len(parts) == 1 and parts[0].weight != 1:
+            raise ConfigError(f"--reward {specs[0]}: a weight is of one of several; the algorithm's is --set reward_weight=…")
         yield parts[0].source if len(parts) == 1 else WeightedSource(parts), described
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from finpercep.errors import ConfigError
 
@@ -33,32 +33,33 @@ def photos_of(data: Path, min_side: int, *, hold_out: bool, seed: int) -> Traini
     Of a dataset, the clean images of its training split, and of the other splits; of a folder, all, or nine tenths and a tenth.
 
     Raises:
-        ConfigError: none to train on, or none to hold out.
+        ConfigError: none to train on, or of a dataset none to hold out; or photos smaller than ``min_side``.
+        PhotoError: too few photos in the folder to hold any out.
     """
     from data_synth.photos import photo_source, split_photos
     from data_synth.schema.manifest import MANIFEST_NAME
     from finpercep.cli.photo_pairs import load_photos
 
     if (data / MANIFEST_NAME).exists():
-        held_out = _clean_images(data, ("validation", "test"), min_side) if hold_out else []
-        return TrainingPhotos(_clean_images(data, ("train",), min_side), held_out, None)
+        held_out = _clean_images(data, {"validation", "test"}, min_side) if hold_out else []
+        return TrainingPhotos(_clean_images(data, {"train"}, min_side), held_out, None)
     source = photo_source(str(data))
     if not hold_out:
         return TrainingPhotos(load_photos(source.photos, min_side), [], source)
     split = split_photos(source.photos, validation=0.0, test=HELD_OUT, seed=seed)
-    if not split.test:
-        raise ConfigError(f"{data}: the monitor needs photos to hold out, and of {len(split.train)} none is left; add photos")
     train, unseen = (load_photos(photos, min_side) for photos in (split.train, split.test))
     return TrainingPhotos(train, unseen, dataclasses.replace(source, photos=tuple(split.train)))
 
 
-def _clean_images(data: Path, splits: Sequence[Literal["train", "validation", "test"]], min_side: int) -> list[RGB8]:
-    """The clean images of a dataset's splits; a photo that gave several samples gives several images."""
+def _clean_images(data: Path, splits: Collection[str], min_side: int) -> list[RGB8]:
+    """The clean images of those of a dataset's ``splits`` that it has; a photo of several samples gives several images."""
     from data_synth.schema import read_split
+    from data_synth.schema.manifest import read_manifest
 
-    photos = [row.gt for split in splits for row in read_split(data, split)]
+    there = dict.fromkeys(shard.split for shard in read_manifest(data).shards if shard.split in splits)
+    photos = [row.gt for split in there for row in read_split(data, split)]
     if not photos:
-        raise ConfigError(f"{data}: the dataset has no sample in {' or '.join(splits)}")
+        raise ConfigError(f"{data}: the dataset has no sample in {' or '.join(sorted(splits))}")
     if min(photos[0].shape[:2]) < min_side:
         raise ConfigError(f"{data}: --crop must be at most the dataset's sample size {photos[0].shape[0]}, got {min_side}")
     return photos

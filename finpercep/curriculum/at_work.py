@@ -50,8 +50,6 @@ class PolicyAtWork:
             if held_out is None:
                 raise ConfigError("the monitor looks at held-out photos, and there are none")
             self.watch = Watch(*held_out, self._trainee.reference, config.monitor)
-            if self.world.rank == 0 and not run.has_best():
-                run.save_best(self.policy.state_dict())
         self._begin(config.lr)
 
     def _begin(self, lr: float) -> None:
@@ -79,20 +77,21 @@ class PolicyAtWork:
 
     def look(self, steps_done: int, reward: RewardFn) -> Verdict | None:
         """The monitor's verdict, when one is due; the best weights are kept, and on an alarm taken back, if so configured."""
-        if self.watch is None or not self.watch.due(steps_done):
+        watch = self.watch
+        if watch is None or not watch.due(steps_done):
             return None
-        verdict = self.world.from_main(partial(self._look, self.watch, reward))
+        verdict = self.world.from_main(partial(self._look, watch, steps_done, reward))
         if verdict.hacked and self.config.monitor.on_alarm != "warn":
-            self.policy.load_state_dict(self.run.load_best())
+            self.policy.load_state_dict(self.run.load_best(self.world.from_main(lambda: watch.best_step)))
             self._begin(self.optimiser.lr)
             self.stopped = self.config.monitor.on_alarm == "stop"
         return verdict
 
-    def _look(self, watch: Watch, reward: RewardFn) -> Verdict:
+    def _look(self, watch: Watch, steps_done: int, reward: RewardFn) -> Verdict:
         with self._delivered():
             verdict = watch.look(self.policy, reward)
-            if watch.is_best(verdict):
-                self.run.save_best(self.policy.state_dict())
+            if watch.is_best(verdict, steps_done):
+                self.run.save_best(steps_done, self.policy.state_dict())
         return verdict
 
     def picture(self, pictures: Snapshots, steps_done: int, rung: str, reward: RewardFn, verdict: Verdict | None) -> None:
@@ -111,17 +110,28 @@ class PolicyAtWork:
         self.optimiser.set_lr(self.config.lr * decision.lr_scale)
 
     def deliver(self) -> None:
-        """Write ``final``, and ``best`` where a monitor chose it."""
-        with self._delivered():
-            self.policy.save_pretrained(self.run.final)
+        """Write ``best`` where a monitor chose it, and ``final`` last: it says that both are there."""
         if self.watch is not None:
-            best = self.run.load_best()
+            best = self.run.load_best(self.watch.best_step)
             with weights_of(self.policy, [best[name].to(self.policy.device) for name in self.policy.state_dict()]):
                 self.policy.save_pretrained(self.run.best)
+        with self._delivered():
+            self.policy.save_pretrained(self.run.final)
 
     def _delivered(self) -> AbstractContextManager[None]:
         """Inside, the policy has the weights that would be delivered now: the average, where one is kept."""
         return weights_of(self.policy, self.optimiser.average or [parameter.data for parameter in self.optimiser.parameters])
+
+    def keep_start(self) -> None:
+        """The weights that a run begins with are the best until better ones are seen."""
+        if self.watch is not None:
+            self.run.save_best(0, self.policy.state_dict())
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Store a checkpoint: ``state`` and one's own."""
+        self.run.save_state({**state, **self.state_dict()})
+        if self.watch is not None:
+            self.run.forget_best_but(self.watch.best_step)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides the steps to come, but for the curriculum."""

@@ -17,10 +17,7 @@ import torch
 
 from finpercep.curriculum.schedule import RungBlend
 from finpercep.errors import ConfigError
-from finpercep.reward import RewardFn, Rewards, RewardSource, RewardWeights, beside, score_with_map
-
-SCORE_ONLY = RewardWeights(score=1.0, max=0.0, mean=0.0)
-"""A rung without a map has R = S (λ2 = 0), on the same [0, 1] as the other rungs' R."""
+from finpercep.reward import RewardFn, Rewards, RewardSource, RewardWeights, beside, score_with_map, weights_on
 
 LARGEST_GAIN = 10.0
 """A rung that hardly tells the images apart is not magnified beyond this, nor one that tells them apart well diminished."""
@@ -71,7 +68,7 @@ class LadderReward:
             self._scales[0] = RungScale()
 
     def _from_source(self, rung: str) -> RewardFn:
-        return self._source.reward_fn(rung, self._weights if self._source.has_map(rung) else SCORE_ONLY)
+        return self._source.reward_fn(rung, weights_on(self._source, rung, self._weights))
 
     def unreached(self, blend: RungBlend) -> int | None:
         """Index of the next rung that was never used and that ``blend`` needs."""

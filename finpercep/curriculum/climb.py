@@ -74,9 +74,8 @@ class Climb:
         return news
 
     def _refresh(self, refresher: Refresher, rung: int, at_work: PolicyAtWork) -> Record:
-        """The main process makes the rung anew, all serve it."""
         name = self.rungs[rung]
-        self._refreshed[name] = record = at_work.world.from_main(lambda: refresher.make(name, at_work.policy))
+        self._refreshed[name] = record = refresher.make(name, at_work.policy)
         refresher.adopt(name, record)
         self._reward.renew(rung)
         return record

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -48,6 +48,7 @@ def finetune(
     described: dict[str, Any] | None = None,
     held_out: HeldOutPairs | None = None,
     refresher: Refresher | None = None,
+    prepare: Callable[[], None] = lambda: None,
     world: World = ALONE,
 ) -> Iterator[StepMetrics]:
     """Fine-tune ``policy`` in place along the rungs of ``source``; ``run.final`` holds it at the end.
@@ -62,27 +63,31 @@ def finetune(
         described: what else belongs into ``config.toml`` (paths, digests).
         held_out: what the monitor looks at. With it ``run.best`` holds the weights that the monitor's panel liked best.
         refresher: makes a rung anew for the policy as it is when the rung is reached, RM_0 excepted.
+        prepare: called in every process before rewards are asked for, once the run is known to be the one that is there.
         world: the processes that train together; each calls this, and the main one alone writes and looks at held-out photos.
 
     Yields:
         The metrics of every step done now.
 
     Raises:
-        ConfigError: the monitor is on and has nothing to look at.
+        ConfigError: the monitor is on and has nothing to look at, or the rungs or the batch cannot be had as configured.
         RewardError: a reward could not be had; the run can be continued.
         Diverged: a loss or a gradient is not finite.
         TrainingError: a run directory of another run.
     """
     climb = Climb(source, config, refresher)
     places = share_of(config.batch_size, rank=world.rank, size=world.size)
-    world.from_main(lambda: run.claim({**(described or {}), "finetune": config.to_json(), "rungs": list(climb.rungs)}))
     world.share(list(policy.parameters()))
     at_work = PolicyAtWork(Trainee(policy, policy.frozen_copy(), features, world), config, run, held_out)
+    world.from_main(lambda: run.claim({**(described or {}), "finetune": config.to_json(), "rungs": list(climb.rungs)}))
+    prepare()
     first = 0
     if state := run.load_state():
         climb.load_state_dict(state)
         at_work.load_state_dict(state)
         first = int(state["step"])
+    else:
+        world.from_main(at_work.keep_start)
     world.from_main(lambda: run.forget_after(first))
     pictures = _pictures(at_work, draw_pair, held_out) if world.rank == 0 else None
     if pictures is not None:
@@ -112,7 +117,7 @@ def finetune(
         if world.rank == 0:
             run.append_metrics(dataclasses.asdict(metrics))
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps or at_work.stopped:
-                run.save_state({"step": step + 1, **climb.state_dict(), **at_work.state_dict()})
+                at_work.save_state({"step": step + 1, **climb.state_dict()})
         yield metrics
     if first < config.steps or not (run.final / "policy.json").exists():
         world.from_main(at_work.deliver)

@@ -14,7 +14,7 @@ class Refresher(Protocol):
     """Makes a rung anew, and has the reward's source serve it."""
 
     def make(self, rung: str, policy: SRPolicy) -> Record:
-        """Train ``rung`` on what ``policy`` puts out now. One process calls it; called again, it goes on where it was stopped."""
+        """Train ``rung`` on what ``policy`` puts out now. All processes call it; called again, it goes on where it stopped."""
         ...
 
     def adopt(self, rung: str, record: Record) -> None:

@@ -33,7 +33,6 @@ class RunDirectory:
         self.final = folder / "final"
         self.best = folder / "best"
         self._state_path = folder / "checkpoints" / "latest.pt"
-        self._best_path = folder / "checkpoints" / "best.safetensors"
 
     def claim(self, config: dict[str, Any]) -> None:
         """Write the resolved config, or check that the run already here has the same one; see `claim_config`."""
@@ -55,17 +54,22 @@ class RunDirectory:
         """Drop the metrics of steps after ``step``: they will be run again."""
         keep_metrics(self.metrics_path, lambda record: record["step"] <= step)
 
-    def has_best(self) -> bool:
-        """Whether `save_best` was called for this run."""
-        return self._best_path.exists()
+    def save_best(self, step: int, weights: dict[str, torch.Tensor]) -> None:
+        """Keep these weights, of after ``step`` steps, as the best so far."""
+        write_atomically(self._best_path(step), save({name: tensor.cpu().contiguous() for name, tensor in weights.items()}))
 
-    def save_best(self, weights: dict[str, torch.Tensor]) -> None:
-        """Keep these weights as the best so far."""
-        write_atomically(self._best_path, save({name: tensor.cpu().contiguous() for name, tensor in weights.items()}))
+    def load_best(self, step: int) -> dict[str, torch.Tensor]:
+        """The weights that were kept of a step."""
+        return load(self._best_path(step).read_bytes())
 
-    def load_best(self) -> dict[str, torch.Tensor]:
-        """The weights that were kept last."""
-        return load(self._best_path.read_bytes())
+    def forget_best_but(self, step: int) -> None:
+        """Delete the weights kept of other steps; to be called once a checkpoint says which step's are the best."""
+        for path in self._best_path(step).parent.glob("best-*.safetensors"):
+            if path != self._best_path(step):
+                path.unlink()
+
+    def _best_path(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"best-{step:06d}.safetensors"
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; ``record["step"]`` is 1-based."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -68,6 +69,13 @@ class FinetuneConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.snapshot_every is not None and self.snapshot_every < 0:
             raise ConfigError(f"snapshot_every must be >= 0, got {self.snapshot_every}")
+        for name in ("lr", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ConfigError(f"seed must not be negative, got {self.seed}")
+        if self.rung_steps is not None and self.curriculum == "adaptive":
+            raise ConfigError("rung_steps is of curriculum fixed; adaptive decides by itself")
         if self.crop % 8:
             raise ConfigError(f"crop must be a multiple of 8, got {self.crop}")
         if self.curriculum not in ("fixed", "adaptive"):

@@ -66,6 +66,7 @@ class Watch:
     Attributes:
         start: what the policy made of them at the start.
         latest: what it made of them at the last look.
+        best_change: the largest mean change of the panel, and ``best_step``: the steps after which it was seen; 0 at the start.
 
     Args:
         hr: ground truth (N, 3, H, W) in [0, 1].
@@ -77,7 +78,7 @@ class Watch:
     def __init__(self, hr: torch.Tensor, lr: torch.Tensor, reference: SRPolicy, config: MonitorConfig) -> None:
         self.hr, self.lr, self.config = hr.cpu(), lr, config
         self.start = self.latest = look_at(reference, self.hr, lr)
-        self.best_change = 0.0
+        self.best_change, self.best_step = 0.0, 0
 
     def due(self, steps_done: int) -> bool:
         """Whether to look now."""
@@ -90,19 +91,20 @@ class Watch:
         start, now = (HeldOut(look.panel, self._reward(reward, look.images)) for look in (self.start, self.latest))
         return judge(start, now, PANEL, self.config.confidence, TOLERANCES)
 
-    def is_best(self, verdict: Verdict) -> bool:
+    def is_best(self, verdict: Verdict, steps_done: int) -> bool:
         """Whether the panel was never higher; remembered."""
         better = verdict.change > self.best_change
-        self.best_change = max(self.best_change, verdict.change)
+        if better:
+            self.best_change, self.best_step = verdict.change, steps_done
         return better
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data that `load_state_dict` goes on from."""
-        return {"best_change": self.best_change}
+        return {"best_change": self.best_change, "best_step": self.best_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        self.best_change = float(state["best_change"])
+        self.best_change, self.best_step = float(state["best_change"]), int(state["best_step"])
 
     def _reward(self, reward: RewardFn, images: torch.Tensor) -> torch.Tensor:
         parts = zip(images.split(8), self.lr.split(8), strict=True)

@@ -30,8 +30,8 @@ class ReflConfig:
     Attributes:
         window: m is drawn uniformly from the last ``window`` share of the denoising steps, in (0, 1]; the paper's
             30…39 of 40 is 0.25.
-        reward_weight: w of the reward term. At 1 the held-out panel fell within 120 steps of `finpercep demo`, at the
-            default it held (README).
+        reward_weight: w of the reward term. 1 made a policy with faults to see better, and hacked one without any
+            (``docs/evidence.md``).
         pretraining_weight: weight of the supervised denoising loss on ground truth.
         gram_weight: weight of the Gram term; 0 switches it off.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from PIL import Image
@@ -18,7 +19,8 @@ from finpercep.cli import app
 from finpercep.cli.console import fail
 from finpercep.cli.server_process import ServerProcess
 from finpercep.cli.training_photos import photos_of
-from finpercep.errors import ConfigError
+from finpercep.errors import ConfigError, TrainingError
+from finpercep.sr.tiny import TinyConfig, TinyDiffusionSR, build_scheduler, build_unet
 from tests.fakes import photo
 
 COMMANDS = ["demo", "synth", "train-sr", "train-zoo", "train-rm", "eval-rm", "export"]
@@ -107,6 +109,53 @@ def test_a_dataset_is_training_data_and_its_contact_sheet_is_not(tmp_path):
     assert (len(photos), len(held_out)) == (8, 4) and all(pixels.shape == (64, 64, 3) for pixels in photos)
     with pytest.raises(ConfigError, match="at most the dataset's sample size 64, got 128"):
         photos_of(tmp_path, 128, hold_out=False, seed=0)
+
+
+@pytest.mark.parametrize(("validation", "held_out"), [(0.25, 3), (0.0, None)])
+def test_a_dataset_holds_out_the_splits_that_it_has(tmp_path, validation, held_out):
+    config = BuildConfig(count=12, shard_size=6, validation=validation, test=0.0, recipe=RecipeConfig(crop=64))
+    list(build_dataset([photo_source("samples")], tmp_path, config))
+    if held_out is None:
+        with pytest.raises(ConfigError, match="no sample in test or validation"):
+            photos_of(tmp_path, 64, hold_out=True, seed=0)
+    else:
+        assert len(photos_of(tmp_path, 64, hold_out=True, seed=0).held_out) == held_out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--refresh-set", "steps=9"], "--refresh-set is of --refresh"),
+        (["--refresh-set", "steps"], "--refresh-set steps: expected KEY=VALUE"),
+        (["--policy-set", "lora_rank"], "--policy-set lora_rank: expected KEY=VALUE"),
+        (["--on-alarm", "stop"], "--on-alarm is of --monitor"),
+        (["--model-root", "x"], "nothing is to be refreshed"),
+        (["--refresh", "20", "--model-root", "x"], "go together"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(tmp_path, options, message):
+    Image.fromarray(photo(48, 48)).save(tmp_path / "a.png")
+    command = ["finetune", "--reward", "packaged", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--crop", "32"]
+    refused = CliRunner().invoke(app, [*command, *options])
+    assert isinstance(refused.exception, ConfigError) and message in str(refused.exception)
+
+
+def test_a_policy_of_another_scale_gets_lr_pictures_of_its_own(tmp_path):
+    Image.fromarray(photo(64, 64)).save(tmp_path / "a.png")
+    TinyDiffusionSR(build_unet((16, 16, 16)), build_scheduler(), TinyConfig(scale=2, num_steps=1)).save_pretrained(
+        tmp_path / "x2"
+    )
+    run = tmp_path / "run"
+    sizes = ["--crop", "32", "--batch-size", "1", "--steps", "3", "--device", "cpu"]
+    command = ["finetune", "--reward", "packaged", "--data", str(tmp_path), "--out", str(run), "--policy", str(tmp_path / "x2")]
+    done = CliRunner().invoke(app, [*command, *sizes])
+    assert done.exit_code == 0, done.output
+    config = tomllib.loads((run / "config.toml").read_text())
+    assert config["photos"]["count"] == 1 and config["data"] == tmp_path.name
+
+    Image.fromarray(photo(64, 64, 1)).save(tmp_path / "b.png")
+    refused = CliRunner().invoke(app, [*command, *sizes])
+    assert isinstance(refused.exception, TrainingError) and "photos.digest" in str(refused.exception)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from finpercep.client import RewardClient
-from finpercep.curriculum.blended_reward import LARGEST_GAIN, SCORE_ONLY, BlendedReward, LadderReward
+from finpercep.curriculum.blended_reward import LARGEST_GAIN, BlendedReward, LadderReward
 from finpercep.curriculum.controller import AdaptiveConfig
 from finpercep.curriculum.loop import FinetuneConfig, finetune
 from finpercep.curriculum.run_directory import RunDirectory
@@ -20,7 +20,8 @@ from finpercep.curriculum.watch import MonitorConfig, Watch
 from finpercep.errors import ConfigError, RewardError, TrainingError
 from finpercep.local_reward import LocalSource
 from finpercep.predictor import load_predictors
-from finpercep.reward import Rewards, RewardWeights
+from finpercep.reward import SCORE_ONLY, Rewards, RewardWeights
+from finpercep.rl.grpo import GrpoConfig
 from finpercep.rl.refl import ReflConfig
 from finpercep.sr.loading import load_policy
 from finpercep.training.metrics_log import read_metrics
@@ -266,7 +267,18 @@ def test_a_run_matches_each_rung_once_and_remembers_it(small_policy, predictors,
     assert scales[0] == {"gain": 1.0, "offset": 0.0} and scales[1] is not None and scales[2] is None
 
 
-@pytest.mark.parametrize("bad", [{"ema": 1.0}, {"steps": 0}, {"blend_share": 1.0}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"ema": 1.0},
+        {"steps": 0},
+        {"blend_share": 1.0},
+        {"lr": -1e-5},
+        {"max_grad_norm": 0.0},
+        {"seed": -1},
+        {"rung_steps": (1, 2), "curriculum": "adaptive"},
+    ],
+)
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         FinetuneConfig(**bad)
@@ -327,7 +339,7 @@ def test_an_alarm_takes_the_best_weights_back(small_policy, predictors, tmp_path
     config = dataclasses.replace(WATCHED, monitor=monitor, curriculum="adaptive")
     start = weights_of(small_policy).clone()
     metrics = watched_run(small_policy, LocalSource(predictors), tmp_path, held_out, config)
-    kept = RunDirectory(tmp_path).load_best()
+    kept = RunDirectory(tmp_path).load_best(2)
     best = torch.cat([kept[name].flatten() for name in small_policy.state_dict()])
     assert not torch.equal(best, start)
     if on_alarm == "stop":
@@ -362,6 +374,63 @@ def test_a_watched_run_continues_bit_for_bit(small_policy, predictors, tmp_path,
     timeless = [{k: v for k, v in record.items() if "seconds" not in k} for record in theirs]
     assert timeless == [{k: v for k, v in record.items() if "seconds" not in k} for record in ours]
     assert len(straight) == 6
+
+
+def told_to_find(monkeypatch, *changes):
+    """The monitor's next looks find these changes of the panel; None is an alarm."""
+    looks = iter(changes)
+
+    def look(self, *arguments):
+        change = next(looks)
+        return dataclasses.replace(original(self, *arguments), hacked=change is None, change=-1.0 if change is None else change)
+
+    monkeypatch.undo()
+    original = Watch.look
+    monkeypatch.setattr(Watch, "look", look)
+
+
+def test_weights_that_a_killed_session_liked_after_its_last_checkpoint_are_not_taken_back(
+    small_policy, predictors, tmp_path, held_out, monkeypatch
+):
+    config = dataclasses.replace(WATCHED, monitor=dataclasses.replace(WATCHED.monitor, every=1), save_every=3)
+    copies = [small_policy.frozen_copy() for _ in range(3)]
+    for copy in copies:
+        copy.unet.requires_grad_(True).train(small_policy.unet.training)
+    source, straight, resumed = LocalSource(predictors), tmp_path / "straight", tmp_path / "resumed"
+    told_to_find(monkeypatch, 0.1, 0.05, 0.05, None)
+    watched_run(small_policy, source, straight, held_out, config)
+    told_to_find(monkeypatch, 0.1, 0.05, 0.05, 0.3)
+    watched_run(copies[0], source, resumed, held_out, config, stop_after=4)
+    told_to_find(monkeypatch, None)
+    watched_run(copies[1], source, resumed, held_out, config)
+    assert torch.equal(weights_of(copies[1]), weights_of(small_policy))
+    assert [path.name for path in (resumed / "checkpoints").glob("best-*")] == ["best-000001.safetensors"]
+
+    # killed before the first checkpoint: the best are those of the start again
+    told_to_find(monkeypatch, 0.3)
+    watched_run(copies[2], source, tmp_path / "early", held_out, config, stop_after=1)
+    told_to_find(monkeypatch, None)
+    watched_run(copies[2], source, tmp_path / "early", held_out, config)
+    start = RunDirectory(tmp_path / "early").load_best(0)
+    assert all(torch.equal(start[name], tensor) for name, tensor in copies[2].state_dict().items())
+
+
+def test_a_run_that_was_killed_while_it_delivered_delivers_again(small_policy, predictors, tmp_path, held_out, monkeypatch):
+    save = type(small_policy).save_pretrained
+    monkeypatch.setattr(type(small_policy), "save_pretrained", lambda self, folder: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        watched_run(small_policy, LocalSource(predictors), tmp_path, held_out)
+    monkeypatch.setattr(type(small_policy), "save_pretrained", save)
+    (tmp_path / "best").mkdir()  # as far as it came
+    assert watched_run(small_policy, LocalSource(predictors), tmp_path, held_out) == []
+    assert (tmp_path / "best" / "policy.json").exists() and (tmp_path / "final" / "policy.json").exists()
+
+
+def test_a_run_that_cannot_start_claims_no_folder(small_policy, predictors, tmp_path):
+    for bad in ({"rungs": ("RM_9",)}, {"rung_steps": (1, 5)}, {"algorithm": GrpoConfig(eta=0.0)}):
+        with pytest.raises(ConfigError):
+            run(small_policy, LocalSource(predictors), tmp_path, dataclasses.replace(CONFIG, **bad))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_monitor_needs_something_to_look_at(small_policy, predictors, tmp_path):

@@ -12,7 +12,7 @@ import torch
 
 from data_synth.photos import gather
 from data_synth.recipe import Recipe
-from data_synth.schema import read_split
+from data_synth.schema import SchemaError, read_split
 from finpercep.checkpoint import read_ladder, write_checkpoint, write_ladder
 from finpercep.cli.publishing import LocalPublisher, ServerAccess, ladder_behind, unrefreshed
 from finpercep.cli.refresh import LadderRefresher, RefreshConfig, not_worse, open_refresher
@@ -30,9 +30,11 @@ from finpercep.rl.world import ALONE
 from finpercep.sr.loading import load_policy
 from finpercep.sr.policy import sample_images
 from finpercep.training.data import Joined, repeated
+from finpercep.weighted_reward import Part, WeightedSource
 from rm_server.app import create_app
 from rm_server.settings import Settings
 from tests.fakes import AppTransport, registry_of
+from tests.torchrun import run_together
 
 CPU = torch.device("cpu")
 SMALL = RefreshConfig(samples=24, steps=2, batch_size=4, crop=64, margin=1.0)
@@ -183,6 +185,35 @@ def test_a_reward_without_a_ladder_cannot_be_refreshed(tmp_path):
     (photos,) = gather(["samples"])
     with pytest.raises(ConfigError, match="--refresh needs a ladder"):
         open_refresher(["python:a:b"], source, photos, SMALL, tmp_path, seed=0, device=CPU, world=ALONE)
+
+
+def test_a_ladder_beside_another_reward_can_be_refreshed(tmp_path, known):
+    source = packaged()
+    both = WeightedSource([Part("ladder", 1.0, source), Part("b", 0.5, MetricSource("b", lambda images: images.mean((1, 2, 3))))])
+    (photos,) = gather(["samples"])
+    config = dataclasses.replace(SMALL, data=str(known))
+    open_refresher(["packaged", "0.5*python:a:b"], both, photos, config, tmp_path, seed=0, device=CPU, world=ALONE)
+
+
+def test_known_data_that_cannot_be_used_is_refused_at_once(tmp_path, known):
+    (photos,) = gather(["samples"])
+    for data, error, message in (
+        (tmp_path / "none", SchemaError, "finpercep synth"),
+        (known, ConfigError, "samples, 64 px, got 128"),
+    ):
+        config = dataclasses.replace(SMALL, data=str(data), crop=128)
+        with pytest.raises(error, match=message):
+            open_refresher(["packaged"], packaged(), photos, config, tmp_path, seed=0, device=CPU, world=ALONE)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_refresh_a_rung_together(tmp_path, known):
+    run_together("tests.finpercep.refresh_process", str(tmp_path), str(known))
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second and len(first["steps"]) == 2
+    (record,) = [json.loads(path.read_text()) for path in (tmp_path / "refresh").glob("RM_1@*/refresh.json")]
+    assert first["digests"]["RM_1"] == record["digest"] != record["digest_before"]
 
 
 def test_bad_settings_are_refused():

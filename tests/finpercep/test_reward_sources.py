@@ -8,12 +8,18 @@ import types
 
 import pytest
 import torch
+from PIL import Image
+from typer.testing import CliRunner
 
+from finpercep.cli import app
 from finpercep.cli.reward_sources import keep_scales, open_rewards
+from finpercep.curriculum.blended_reward import LadderReward
+from finpercep.curriculum.schedule import RungBlend
 from finpercep.errors import ConfigError, RewardError, WeightsError
 from finpercep.metric_reward import MetricReward, MetricSource, pyiqa_metric
 from finpercep.reward import RewardWeights
 from finpercep.weighted_reward import Part, Scale, WeightedSource
+from tests.fakes import photo
 
 WEIGHTS = RewardWeights()
 
@@ -39,6 +45,14 @@ def test_a_function_by_name_is_a_differentiable_reward():
     rewards.reward.sum().backward()
     assert torch.allclose(images.grad, torch.full_like(images, 1 / 192))
     assert described == {f"{__name__}:brightness": {"weight": 1.0}}
+
+
+def test_a_function_of_the_current_folder_is_found(tmp_path, monkeypatch):
+    (tmp_path / "metric_of_this_folder.py").write_text("def darkness(images):\n    return 1 - images.mean((1, 2, 3))\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])  # as a console script has it
+    with opened("python:metric_of_this_folder:darkness") as (source, _):
+        assert source.reward_fn(source.rungs()[0], WEIGHTS)(torch.zeros(2, 3, 8, 8)).reward.tolist() == [1.0, 1.0]
 
 
 def test_the_packaged_ladder_by_name():
@@ -90,6 +104,36 @@ def test_scales_are_measured_once_for_a_run(tmp_path):
     assert again.scales() == first.scales() == json.loads((tmp_path / "scales.json").read_text())
 
 
+def test_every_rung_of_a_ladder_is_on_the_scale_that_was_measured(small_ladder):
+    images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with opened(str(small_ladder), f"python:{__name__}:brightness") as (source, _):
+        source.measure(images, WEIGHTS)
+        metric = (brightness(images) - brightness(images).mean()) / brightness(images).std(correction=0)
+        ladder = LadderReward(source, WEIGHTS)
+        for rung in range(3):
+            own = ladder.at(RungBlend(rung))(images).reward - metric
+            assert own.mean().abs() < 1e-3 and own.std(correction=0).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_scales_of_other_rewards_are_refused():
+    source = WeightedSource([Part("a", 1.0, MetricSource("a", brightness)), Part("b", 1.0, MetricSource("b", redness))])
+    source.measure(torch.rand(4, 3, 8, 8), WEIGHTS)
+    other = WeightedSource([Part("a", 1.0, MetricSource("a", brightness)), Part("c", 1.0, MetricSource("c", redness))])
+    with pytest.raises(ConfigError, match="those of other rewards; they differ in b b, c c"):
+        other.set_scales(source.scales())
+
+
+def test_scales_are_kept_only_of_a_run_that_began(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(photo(48, 48)).save(photos / "a.png")
+    rewards = ["--reward", "packaged", "--reward", f"python:{__name__}:brightness"]
+    command = ["finetune", "--data", str(photos), "--out", str(tmp_path / "run"), "--crop", "32", "--device", "cpu", *rewards]
+    refused = CliRunner().invoke(app, [*command, "--rungs", "RM_9"])
+    assert isinstance(refused.exception, ConfigError) and "RM_9" in str(refused.exception)
+    assert not (tmp_path / "run" / "reward_scales.json").exists() and not (tmp_path / "run" / "config.toml").exists()
+
+
 def test_image_reward_through_its_package(monkeypatch):
     """A stand-in for the package, with its interface: tokens in, normalised 224 px images in, (N, 1) out."""
     shown = {}
@@ -133,6 +177,7 @@ def test_image_reward_through_its_package(monkeypatch):
         (["0*packaged"], "finite and > 0"),
         (["1..2*packaged"], "with a number"),
         (["packaged", "packaged"], "at most one reward can be a ladder"),
+        (["0.5*packaged"], "a weight is of one of several"),
         (["imagereward"], "pip install image-reward"),
     ],
 )
