@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -110,20 +110,38 @@ class AsyncRewardClient:
         return await self._perform(self._calls.pictures(named_images(images, lr), rung, weights, map, failures))
 
     async def _perform(self, call: Call[T, U]) -> U:
-        """Results in order, some requests at once; the first error ends the others."""
-        tasks = [asyncio.ensure_future(self._ask(ask)) for ask in await asyncio.to_thread(list, call.asks)]
+        """Results in order, some requests at once, each drawn when there is a place for it; the first error ends the others."""
+        asks, tasks = iter(call.asks), list[asyncio.Task[T]]()
         try:
+            while (ask := await self._drawn(asks)) is not None:
+                tasks.append(asyncio.create_task(self._ask(ask)))
+                if any(task.done() and task.exception() for task in tasks):
+                    break
             return call.finish(await asyncio.gather(*tasks))
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _drawn(self, asks: Iterator[Ask[T]]) -> Ask[T] | None:
+        """The next request with a place, which `_ask` gives back; None, without a place, at the end."""
+        await self._places.acquire()
+        try:
+            ask = await asyncio.to_thread(next, asks, None)
+        except BaseException:
+            self._places.release()
+            raise
+        if ask is None:
+            self._places.release()
+        return ask
+
     async def _ask(self, ask: Ask[T]) -> T:
-        async with self._places:
+        try:
             content = await asyncio.to_thread(ask.content)
             try:
                 answer = await self._connection.send(ask.method, ask.path, only=ask.url, **content)
             except RewardRejected as error:
                 return ask.refused(error)
             return ask.read(ask.url or self.url, answer.content)
+        finally:
+            self._places.release()

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from finpercep.errors import RewardError, RewardRejected, RewardUnavailable
+from finpercep.errors import ConfigError, RewardError, RewardRejected, RewardUnavailable
 
 DEFAULT_TIMEOUT = 120.0
 DEFAULT_PATIENCE = 3.0
@@ -30,6 +30,8 @@ FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
 _LOST = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
 _LOOPBACK = re.compile(r"https?://(localhost|127\.[0-9.]+|\[::1\])(:|/|$)")
 _BUSY = {429, 502, 503, 504}
+_OF_THE_TRANSFER = {"content-encoding", "content-length", "transfer-encoding"}
+"""Headers that say how a body came, not what it is."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ class Connection:
                 self._sleep(step.seconds)
             else:
                 try:
-                    answer = self._http.request(method, f"{step.url}{path}", timeout=_timeout(step), **content)
+                    answer = self._ask(step, method, path, content)
                 except (httpx.HTTPError, httpx.InvalidURL) as error:
                     answer = error
             try:
@@ -190,6 +192,18 @@ class Connection:
             except StopIteration as end:
                 done: httpx.Response = end.value
                 return done
+
+    def _ask(self, step: Attempt, method: str, path: str, content: dict[str, Any]) -> httpx.Response:
+        """The answer, whole: httpx's own time-outs are of each read, and a server may send a byte now and then."""
+        until = self._clock() + step.timeout
+        with self._http.stream(method, f"{step.url}{path}", timeout=_timeout(step), **content) as answer:
+            parts = []
+            for part in answer.iter_bytes():
+                parts.append(part)
+                if self._clock() > until:
+                    raise httpx.ReadTimeout("the answer took too long", request=answer.request)
+        decoded = [(name, value) for name, value in answer.headers.multi_items() if name not in _OF_THE_TRANSFER]
+        return httpx.Response(answer.status_code, headers=decoded, content=b"".join(parts), request=answer.request)
 
 
 class AsyncConnection:
@@ -228,9 +242,12 @@ class AsyncConnection:
                 await self._sleep(step.seconds)
             else:
                 try:
-                    answer = await self._http.request(method, f"{step.url}{path}", timeout=_timeout(step), **content)
+                    async with asyncio.timeout(step.timeout):
+                        answer = await self._http.request(method, f"{step.url}{path}", timeout=_timeout(step), **content)
                 except (httpx.HTTPError, httpx.InvalidURL) as error:
                     answer = error
+                except TimeoutError:
+                    answer = httpx.ReadTimeout("the answer took too long")
             try:
                 step = call.send(answer)
             except StopIteration as end:
@@ -243,6 +260,9 @@ def _timeout(attempt: Attempt) -> httpx.Timeout:
 
 
 def _authorisation(token: str | None) -> dict[str, str]:
+    """Raises `ConfigError`, without the token, where it cannot be one."""
+    if token is not None and not (token.isascii() and token.isprintable() and token == token.strip()):
+        raise ConfigError("token: expected printable ASCII without blanks around it; a file's end of line must be stripped")
     return {} if token is None else {"Authorization": f"Bearer {token}"}
 
 

@@ -1,4 +1,4 @@
-"""Middleware at the door: how large a body may be, how much all of them together, and how long one may take to come in."""
+"""Middleware at the door: how large a body may be, how much all of them together, and how long one may take in or out."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rm_server.problems import Problem, answer, busy
+from rm_server.problems import Problem, ReaderStalled, answer, busy
 
 RETRY_AFTER = 1
+
+PART_BYTES = 1024 * 1024
+"""Of an answer that goes out at once."""
 
 
 class BodyGate:
@@ -20,7 +23,7 @@ class BodyGate:
         app: what is behind the door.
         body_bytes: of one body.
         house_bytes: of all of them together; a single larger one still gets in when there is no other.
-        body_seconds: from the first read of a body to its end.
+        body_seconds: from the first read of a body to its end; and for each part of an answer.
     """
 
     def __init__(self, app: ASGIApp, *, body_bytes: int, house_bytes: int, body_seconds: float) -> None:
@@ -67,8 +70,25 @@ class BodyGate:
                 held = received
             return message
 
+        async def paced(message: Message) -> None:
+            """A large answer goes out in parts, each of which must be taken in time; meanwhile it counts as inside."""
+            nonlocal held
+            body = message.get("body", b"")
+            if len(body) <= PART_BYTES:
+                await send(message)
+                return
+            self.inside += len(body)
+            held += len(body)
+            for start in range(0, len(body), PART_BYTES):
+                more = message.get("more_body", False) or start + PART_BYTES < len(body)
+                try:
+                    async with asyncio.timeout(self.body_seconds):
+                        await send({**message, "body": body[start : start + PART_BYTES], "more_body": more})
+                except TimeoutError:
+                    raise ReaderStalled(f"the answer was not taken in {self.body_seconds:g} s; {start} bytes were") from None
+
         try:
-            await self.app(scope, counted, send)
+            await self.app(scope, counted, paced)
         finally:
             self.inside -= held
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request, Response, params
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,9 +18,9 @@ from finpercep.errors import WireError
 from finpercep.wire import TENSOR_MEDIA_TYPE, WIRE_HEADER, WIRE_VERSION, ModelReply, RungReply, ScoreReply
 from rm_server import tokens
 from rm_server.admission import BodyGate
-from rm_server.bodies import read_uploads
+from rm_server.bodies import read_new_rung, read_uploads
 from rm_server.observability import Observed
-from rm_server.openapi import PROBLEM_REPLIES, SCORE_DOCUMENT
+from rm_server.openapi import PROBLEM_REPLIES, RUNG_DOCUMENT, SCORE_DOCUMENT
 from rm_server.options import ScoreOptions
 from rm_server.problems import GONE, KINDS, Problem, answer
 from rm_server.registry import Registry
@@ -34,19 +34,6 @@ SECURITY = {
     "X-Frame-Options": "DENY",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-
-
-class NewRung(BaseModel):
-    """Body of ``PUT /rungs/NAME``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    source: str = Field(
-        description="Folder in the model root: of a ladder that has the rung, or of that rung alone.",
-        max_length=200,
-        examples=["round-2", "run-7/rungs/RM_2"],
-    )
-    digest: str | None = Field(default=None, description="Digest that the rung must have.", max_length=200)
 
 
 def create_app(registry: Registry, settings: Settings, service: Service | None = None) -> FastAPI:
@@ -117,12 +104,13 @@ def create_app(registry: Registry, settings: Settings, service: Service | None =
         """The rungs alone, RM_0 first."""
         return registry.describe().rungs
 
-    @app.put("/rungs/{name}", dependencies=[Depends(administrator)])
-    async def put_rung(name: str, new: NewRung) -> ModelReply:
+    @app.put("/rungs/{name}", openapi_extra=RUNG_DOCUMENT, dependencies=[Depends(administrator)])
+    async def put_rung(name: str, request: Request) -> ModelReply:
         """Load a rung from the model root and let it take the place of the one of its name.
 
         It must score a canary as it should first. Requests in flight finish on the rung they began with.
         """
+        new = await read_new_rung(request)  # here, not as a parameter: FastAPI would read it before it asks for the token
         await service.put_rung(name, new.source, new.digest)
         return registry.describe()
 
@@ -183,12 +171,12 @@ def _answer_errors(app: FastAPI) -> None:
     async def gone(_: Request, __: Exception) -> Response:
         return Response(status_code=GONE)
 
-    app.add_exception_handler(ClientGone, gone)
+    for left in (ClientGone, ClientDisconnect):
+        app.add_exception_handler(left, gone)
     handle(Problem, lambda error: error)
     handle(WireError, Problem.of_schema)
     handle(RequestValidationError, _bad_parameters)
-    handle(HTTPException, _of_status)
-    handle(Exception, lambda _: Problem("failed", "the server failed on this request; its log says why"))
+    handle(HTTPException, _of_status)  # anything else is `Observed`'s
 
 
 def _bad_parameters(error: RequestValidationError) -> Problem:

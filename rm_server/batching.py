@@ -156,13 +156,13 @@ class Batcher(Generic[Work, Result]):
         return self._inside
 
     def enter(self, pixels: int) -> Visit[Work, Result]:
-        """Room for ``pixels``, until the visit (a context manager) ends.
+        """Room for ``pixels``, until the visit (a context manager) ends; there is always room for none (a canary).
 
         Raises:
             HouseFull: there is none.
         """
         with self._changed:
-            if self._visitors and self._inside + pixels > self.limits.house_pixels:
+            if pixels and self._visitors and self._inside + pixels > self.limits.house_pixels:
                 raise HouseFull(
                     f"{self._inside} pixels are being scored and {pixels} more would pass {self.limits.house_pixels}",
                     self._retry_after(),

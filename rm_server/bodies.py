@@ -1,7 +1,8 @@
-"""The body of ``POST /score`` for pictures: multipart, one raw picture, or JSON with base64 → `Upload`s."""
+"""Bodies: of ``POST /score`` for pictures (multipart, one raw picture, JSON with base64) → `Upload`s; of ``PUT /rungs/NAME``."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 
@@ -16,6 +17,14 @@ from rm_server.problems import Problem
 
 FIELDS = ("image", "lr")
 
+_STRUCTURE = (b'"', b",", b":", b"[", b"{")
+
+RUNG_BYTES = 4096
+"""Of the body that names a rung."""
+
+INLINE_BYTES = 512 * 1024
+"""A JSON body up to this size is read on the event loop: handing it to another thread would take longer."""
+
 
 class JsonUploads(BaseModel):
     """Pictures in base64."""
@@ -24,6 +33,33 @@ class JsonUploads(BaseModel):
 
     image: str | list[str] = Field(description="A picture file in base64, or several.")
     lr: str | list[str] | None = Field(default=None, description="The low-resolution picture of each image, in base64.")
+
+
+class NewRung(BaseModel):
+    """Body of ``PUT /rungs/NAME``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(
+        description="Folder in the model root: of a ladder that has the rung, or of that rung alone.",
+        max_length=200,
+        examples=["round-2", "run-7/rungs/RM_2"],
+    )
+    digest: str | None = Field(default=None, description="Digest that the rung must have.", max_length=200)
+
+
+async def read_new_rung(request: Request) -> NewRung:
+    """The body of ``PUT /rungs/NAME``. Raises `Problem`."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > RUNG_BYTES:
+            sentence = f"body must have at most {RUNG_BYTES} bytes, got {len(body)} or more"
+            raise Problem("too-large", sentence, field="body", expected=f"at most {RUNG_BYTES} bytes", received=len(body))
+    try:
+        return NewRung.model_validate_json(body)
+    except ValidationError as error:
+        raise Problem.of_json(error) from None
 
 
 async def read_uploads(request: Request, kind: str, max_images: int) -> list[Upload]:
@@ -67,27 +103,41 @@ async def _read_multipart(request: Request, max_images: int) -> list[Upload]:
 
 async def _read_json(request: Request, max_images: int) -> list[Upload]:
     """``{"image": BASE64 | [BASE64, …], "lr": …}``."""
+    body = await request.body()
+    if len(body) <= INLINE_BYTES:
+        return _json_uploads(body, max_images)
+    return await asyncio.to_thread(_json_uploads, body, max_images)
+
+
+def _json_uploads(body: bytes, max_images: int) -> list[Upload]:
+    if sum(map(body.count, _STRUCTURE)) > 16 * max_images + 64:  # before millions of small values become Python objects
+        sentence = f"a request must have at most {max_images} images, and the body has many more values"
+        raise Problem("too-large", sentence, field="body", expected=f"at most {max_images} images")
     try:
-        sent = JsonUploads.model_validate_json(await request.body())
+        sent = JsonUploads.model_validate_json(body)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in fault["loc"]) or "body"
-        raise Problem("unprocessable", f"{field}: {fault['msg']}", field=field) from None
-    decoded = {name: [_decoded(name, text) for text in _listed(getattr(sent, name))] for name in FIELDS}
-    return _paired(decoded["image"], decoded["lr"], max_images)
+        raise Problem.of_json(error) from None
+    images, lrs = (_listed(getattr(sent, name)) for name in FIELDS)
+    _check_counts(len(images), len(lrs), max_images)
+    return _paired([_decoded("image", text) for text in images], [_decoded("lr", text) for text in lrs], max_images)
 
 
 def _paired(images: list[bytes], lrs: list[bytes], max_images: int) -> list[Upload]:
-    """Images with their low-resolution pictures; raises `Problem` where there are too many, too few, or not as many."""
+    """Images with their low-resolution pictures. Raises `Problem`."""
+    _check_counts(len(images), len(lrs), max_images)
+    return [Upload(image, lrs[index] if lrs else None) for index, image in enumerate(images)]
+
+
+def _check_counts(images: int, lrs: int, max_images: int) -> None:
+    """Raises `Problem` where there are too many, too few, or not as many."""
     if not images:
         raise Problem("bad-request", "the body must have at least one file named 'image', got none", field="image")
-    if len(images) > max_images:
-        sentence = f"a request must have at most {max_images} images, got {len(images)}"
-        raise Problem("too-large", sentence, field="image", expected=f"at most {max_images}", received=len(images))
-    if lrs and len(lrs) != len(images):
-        sentence = f"there must be one 'lr' for each of the {len(images)} images, or none, got {len(lrs)}"
-        raise Problem("bad-request", sentence, field="lr", expected=str(len(images)), received=len(lrs))
-    return [Upload(image, lrs[index] if lrs else None) for index, image in enumerate(images)]
+    if images > max_images:
+        sentence = f"a request must have at most {max_images} images, got {images}"
+        raise Problem("too-large", sentence, field="image", expected=f"at most {max_images}", received=images)
+    if lrs and lrs != images:
+        sentence = f"there must be one 'lr' for each of the {images} images, or none, got {lrs}"
+        raise Problem("bad-request", sentence, field="lr", expected=str(images), received=lrs)
 
 
 def _listed(value: str | list[str] | None) -> list[str]:

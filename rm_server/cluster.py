@@ -220,7 +220,11 @@ class Replica:
         await self.service.take(UserConfig.model_validate(user_config))
 
     async def check_health(self) -> None:
-        """Raise when the finest rung no longer scores the canary as it should; Serve replaces the replica then."""
+        """Raise when the finest rung no longer scores the canary as it should; Serve replaces the replica then.
+
+        Serve asks before it sends the first request, and takes a fault for a failed start: so the warm-up is waited for.
+        """
+        await self.service.warm_up()
         if fault := await self.service.readiness_fault():
             raise RuntimeError(fault)
 

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rm_server.batching import Batcher, Done
 from rm_server.engine import ImageResult, ImageWork, Outcome
-from rm_server.problems import GONE, Problem
+from rm_server.problems import GONE, Problem, ReaderStalled, answer
 from rm_server.registry import ServedRung
 
 REQUEST_ID = "X-Request-ID"
@@ -23,6 +23,7 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 access = logging.getLogger("rm_server.access")
+log = logging.getLogger("rm_server")
 
 
 class Metrics:
@@ -108,6 +109,14 @@ class Observed:
 
         try:
             await self.app(scope, watched_receive, watched_send)
+        except ReaderStalled as stalled:
+            log.warning("%s %s: %s", scope["method"], scope["path"][:200], stalled)  # uvicorn closes the connection
+        except Exception:
+            log.exception("request %s failed", request_id)
+            if status:
+                raise  # the answer has begun: whoever reads it must not take it for whole
+            failed = answer(Problem("failed", "the server failed on this request; its log says why"))
+            await failed(scope, watched_receive, watched_send)
         finally:
             seconds = time.perf_counter() - begun
             route = getattr(scope.get("route"), "path", "other")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finpercep.wire import TENSOR_MEDIA_TYPE
-from rm_server.bodies import JsonUploads
+from rm_server.bodies import JsonUploads, NewRung
 from rm_server.problems import KINDS, MEDIA_TYPE
 
 _BINARY = {"type": "string", "format": "binary"}
@@ -32,6 +32,11 @@ SCORE_DOCUMENT: dict[str, Any] = {
     }
 }
 """Of ``POST /score``."""
+
+RUNG_DOCUMENT: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": NewRung.model_json_schema()}}}
+}
+"""Of ``PUT /rungs/NAME``."""
 
 _PROBLEM = {
     "type": "object",

@@ -44,6 +44,11 @@ class ScoreOptions(BaseModel):
         return RewardWeights(self.w_score, self.w_max, self.w_mean, self.top_fraction)
 
     @property
+    def map_side(self) -> int:
+        """Longer side of the map that is sent, in px, if it is said; 0 otherwise."""
+        return 0 if self.map == "none" else self.map_size or 0
+
+    @property
     def needs_map(self) -> bool:
         """Whether anything in the reply is made from the whole map."""
         return self.regions or self.map != "none"

@@ -35,15 +35,22 @@ class Upload:
     lr: bytes | None = None
 
 
-def admitted_pixels(uploads: Sequence[Upload], max_pixels: int) -> int:
-    """Pixels of all pictures, from their headers; one that is no picture, or too large, will be refused and counts as none."""
+def admitted_pixels(uploads: Sequence[Upload], options: ScoreOptions, max_pixels: int) -> int:
+    """Pixels of all pictures, from their headers, and of maps that are to be larger than their images.
+
+    One that is no picture, or too large, will be refused and counts as none.
+    """
     total = 0
-    for body in (body for upload in uploads for body in (upload.image, upload.lr) if body is not None):
+    for body, side in ((body, side) for upload in uploads for body, side in ((upload.image, options.map_side), (upload.lr, 0))):
+        if body is None:
+            continue
         try:
             height, width = stored_size(body, max_pixels=max_pixels)
         except ImageError:
             continue
         total += height * width
+        if side > max(height, width):
+            total += side * side * min(height, width) // max(height, width)
     return total
 
 
@@ -64,7 +71,8 @@ def _decoded(field: str, body: bytes, max_pixels: int) -> torch.Tensor:
     try:
         return torch.from_numpy(decode_rgb(body, max_pixels=max_pixels)).permute(2, 0, 1)
     except ImageError as error:
-        raise Problem("unprocessable", str(error), field=field, expected="a picture", received=f"{len(body)} bytes") from None
+        sentence = f"{'LR picture: ' if field == 'lr' else ''}{error}"
+        raise Problem("unprocessable", sentence, field=field, expected="a picture", received=f"{len(body)} bytes") from None
 
 
 def _lr_picture(body: bytes, image: torch.Tensor, rung: ServedRung, max_pixels: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
 from finpercep.errors import FinpercepError, SchemaError
@@ -33,6 +34,10 @@ GONE = 499
 """Status of a request whose client hung up before its answer; it stands in logs and metrics alone."""
 
 
+UNSAID: Any = object()
+"""What was received is not said; it may be None."""
+
+
 class Problem(FinpercepError):
     """No result, and why.
 
@@ -41,7 +46,7 @@ class Problem(FinpercepError):
         sentence: what was required, what was received, what to do next.
         field: the part of the request that is wrong.
         expected: what it must be.
-        received: what it is.
+        received: what it is, where that is worth saying.
         headers: of the answer, ``Retry-After`` for one.
         status: HTTP status, where it is not that of ``kind``.
 
@@ -56,7 +61,7 @@ class Problem(FinpercepError):
         *,
         field: str | None = None,
         expected: str | None = None,
-        received: object = None,
+        received: object = UNSAID,
         headers: Mapping[str, str] | None = None,
         status: int | None = None,
     ) -> None:
@@ -68,6 +73,18 @@ class Problem(FinpercepError):
     def of_schema(cls, error: SchemaError) -> Problem:
         """A message that breaks a contract."""
         return cls("unprocessable", str(error), field=error.field, expected=error.expected, received=error.received)
+
+    @classmethod
+    def of_json(cls, error: ValidationError) -> Problem:
+        """A JSON body of another shape: the fault that lies deepest, since those above it follow from it."""
+        fault = max(error.errors(include_url=False, include_input=False), key=lambda one: len(one["loc"]))
+        names = (str(part) for part in fault["loc"] if isinstance(part, int) or str(part).isidentifier())  # no tags of unions
+        field = ".".join(name for name in names if name != "str") or "body"
+        return cls("unprocessable", f"{field}: {fault['msg']}", field=field)
+
+
+class ReaderStalled(Exception):
+    """Whoever asked does not take its answer."""
 
 
 def busy(sentence: str, retry_after: int) -> Problem:
@@ -86,6 +103,6 @@ def answer(problem: Problem) -> JSONResponse:
     for name in ("field", "expected"):
         if (value := getattr(problem, name)) is not None:
             record[name] = value
-    if problem.field is not None:
+    if problem.received is not UNSAID:
         record["received"] = problem.received if isinstance(problem.received, str | int | bool) else repr(problem.received)
     return JSONResponse(record, status_code=problem.status, media_type=MEDIA_TYPE, headers=problem.headers)

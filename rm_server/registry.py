@@ -6,6 +6,7 @@ what it began, and no reply mixes two.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from finpercep.errors import ConfigError, FinpercepError
 from finpercep.wire import WIRE_VERSION, ModelId, ModelReply, RungReply
 from rm_server import canary
 from rm_server.problems import Problem
+
+_INDEX = re.compile(r"-?[0-9]{1,3}", re.ASCII)
 
 if TYPE_CHECKING:
     from finpercep.predictor import Predictor
@@ -116,7 +119,7 @@ class Registry:
             return list(rungs.values())[-1]
         if wanted in rungs:
             return rungs[wanted]
-        if wanted.lstrip("-").isdecimal() and len(wanted) < 4 and -len(rungs) <= int(wanted) < len(rungs):
+        if _INDEX.fullmatch(wanted) and -len(rungs) <= int(wanted) < len(rungs):
             return list(rungs.values())[int(wanted)]
         for rung in rungs.values():
             if rung.digest == wanted:

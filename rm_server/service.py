@@ -73,7 +73,9 @@ class Service:
         self._tolerance = canary.BF16_TOLERANCE if bf16 else canary.TOLERANCE
         self._pool = ThreadPoolExecutor(settings.decoders, "codec", initializer=torch.set_num_threads, initargs=(1,))
         self._canaries: dict[str, tuple[float, str | None]] = {}
+        self._probes: dict[str, asyncio.Task[str | None]] = {}
         self._cold: str | None = "it is warming up" if settings.warm_up_sizes else None
+        self._warming: asyncio.Task[None] | None = None
         if settings.compile:
             for rung in registry.rungs:
                 rung.compile()
@@ -94,7 +96,15 @@ class Service:
             raise ConfigError(f"warm_up: {fault}")
 
     async def warm_up(self) -> None:
-        """Score blank images of ``settings.warm_up`` on every rung; until then, or if it fails, the server is not ready."""
+        """Score blank images of ``settings.warm_up`` on every rung; until then, or if it fails, the server is not ready.
+
+        It is done once: called again, this waits for its end.
+        """
+        if self._warming is None:
+            self._warming = asyncio.create_task(self._warm_all())
+        await asyncio.shield(self._warming)
+
+    async def _warm_all(self) -> None:
         try:
             for rung in self.registry.rungs:
                 await self._warm(rung)
@@ -104,7 +114,7 @@ class Service:
             self._cold = None
 
     async def _warm(self, rung: ServedRung) -> None:
-        """Alone and in full batches, with gradients and without. Raises `Problem`."""
+        """Alone and in full batches, with gradients and without; not against the clock. Raises `Problem`."""
         for height, width in self.settings.warm_up_sizes:
             blank = torch.full((3, height, width), 128, dtype=torch.uint8)
             most = self.engine.batcher.limits.batch_pixels // (height * width)
@@ -118,13 +128,16 @@ class Service:
 
     def close(self) -> None:
         """Finish what runs; drop what waits."""
+        if self._warming is not None:
+            self._warming.cancel()
         self.engine.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     async def score_pictures(self, request: Request, uploads: Sequence[Upload], options: ScoreOptions) -> ScoreReply:
         """Decode, score, encode; a picture that fails leaves its neighbours alone, a lone one is the request's failure."""
         rung = self.registry.get(options.rung)
-        pixels = await self._on_pool(lambda: admitted_pixels(uploads, self.settings.max_pixels))
+        pixels = await self._on_pool(lambda: admitted_pixels(uploads, options, self.settings.max_pixels))
+        self._check_together(pixels)
         with self.engine.enter(pixels) as visit:
             begun = time.perf_counter()
             asked: list[ImageWork | Problem] = list(
@@ -151,9 +164,11 @@ class Service:
             sentence = f"a request must have at most {self.settings.max_images} images, got {len(asked)}"
             raise Problem("too-large", sentence, field="images", received=len(asked))
         rung = self.registry.get(asked.rung)
-        jobs = works(asked, rung, self.settings.max_pixels)
+        jobs = works(asked, rung, self.settings.max_pixels, self.settings.max_grad_pixels)
         decoded = time.perf_counter() - begun
-        with self.engine.enter(sum(work.pixels for work in jobs if isinstance(work, ImageWork))) as visit:
+        pixels = sum(work.pixels for work in jobs if isinstance(work, ImageWork))
+        self._check_together(pixels)
+        with self.engine.enter(pixels) as visit:
             outcomes = await until_gone(request, self.engine.score(visit, jobs))
             self._note(request, rung, outcomes)
             results = [_result(outcome) for outcome in outcomes]
@@ -161,6 +176,12 @@ class Service:
             if asked.grad or asked.map:
                 return await self._on_pool(lambda: encode_response(respond(rung, asked, results, timing)))
             return encode_response(respond(rung, asked, results, timing))
+
+    def _check_together(self, pixels: int) -> None:
+        """An empty house lets in one request that is larger than it, for the sake of one large picture; not more than that."""
+        if pixels > (most := max(self.settings.house_pixels, self.settings.max_pixels)):
+            sentence = f"the pictures of a request must have at most {most} pixels together, got {pixels}; send fewer at a time"
+            raise Problem("too-large", sentence, field="body", expected=f"at most {most} pixels", received=pixels)
 
     async def put_rung(self, name: str, source: str, digest: str | None) -> None:
         """Serve rung ``name`` of the ladder ``source`` from now on, once its canary has lived.
@@ -196,9 +217,16 @@ class Service:
         rung = self.registry.default
         then, fault = self._canaries.get(rung.digest, (-CANARY_SECONDS, None))
         if time.monotonic() - then >= CANARY_SECONDS:
-            fault = await self._canary_fault(rung)
+            fault = await asyncio.shield(self._probe(rung))
             self._canaries = {rung.digest: (time.monotonic(), fault)}
         return fault
+
+    def _probe(self, rung: ServedRung) -> asyncio.Task[str | None]:
+        """The rung's canary; all who ask meanwhile wait for the same one."""
+        if rung.digest not in self._probes:
+            self._probes[rung.digest] = task = asyncio.create_task(self._canary_fault(rung))
+            task.add_done_callback(lambda _: self._probes.pop(rung.digest))
+        return self._probes[rung.digest]
 
     async def _canary_fault(self, rung: ServedRung) -> str | None:
         with self.engine.enter(0) as visit:
@@ -208,12 +236,13 @@ class Service:
         return canary.fault(rung.expected, outcome.result.numbers, self._tolerance)
 
     def _note(self, request: Request, rung: ServedRung, outcomes: Sequence[Outcome]) -> None:
-        """Record a request's images; a request of one image fails with that image."""
+        """Record a request's images; one of a single image fails with it, and any that should be sent again as a whole."""
         self.metrics.note(rung, outcomes)
         failed = sum(isinstance(outcome, Problem) for outcome in outcomes)
         request.state.log = {"rung": rung.rung, "digest": rung.digest, "images": len(outcomes), "failed": failed}
-        if len(outcomes) == 1 and isinstance(outcomes[0], Problem):
-            raise outcomes[0]
+        for outcome in outcomes:
+            if isinstance(outcome, Problem) and (len(outcomes) == 1 or outcome.kind in ("busy", "not-ready")):
+                raise outcome
 
     async def _on_pool(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)

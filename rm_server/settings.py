@@ -35,6 +35,11 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(256 * MEBI, gt=0, description="Largest request body, in bytes; a larger one is answered 413.")
     max_pixels: int = Field(100_000_000, gt=0, description="Largest picture, in pixels.")
+    max_grad_pixels: int = Field(
+        2 * MEBI,
+        gt=0,
+        description="Largest image whose gradient may be asked for, in pixels: it is not tiled, and takes 700 bytes a pixel.",
+    )
     max_images: int = Field(256, gt=0, description="Most images in one request.")
     house_bytes: int = Field(1024 * MEBI, gt=0, description="Bodies of all requests together; beyond it they are answered 503.")
     house_pixels: int = Field(64 * MEBI, gt=0, description="Pixels of all requests together; beyond it they are answered 503.")
@@ -56,7 +61,7 @@ class Settings(BaseSettings):
         description="Sizes to score before the server says it is ready, so that no caller waits for the first time: 256,640x480.",
     )
     wait_ms: float = Field(5.0, ge=0, description="Longest time a batch waits for requests that are just being decoded.")
-    body_seconds: float = Field(60.0, gt=0, description="Longest time a body may take to arrive.")
+    body_seconds: float = Field(60.0, gt=0, description="Longest time a body may take to arrive, a MiB of an answer to be taken.")
     request_seconds: float = Field(120.0, gt=0, description="Longest time an image may wait for its turn.")
     drain_seconds: int = Field(30, ge=0, description="Time that requests in flight are given when the server is asked to end.")
     decoders: int = Field(2, gt=0, description="Threads that decode pictures and encode replies.")

@@ -14,10 +14,11 @@ from rm_server.problems import Problem
 from rm_server.registry import ServedRung
 
 
-def works(request: ScoreRequest, rung: ServedRung, max_pixels: int) -> list[ImageWork | Problem]:
-    """One for each image, in the request's order."""
+def works(request: ScoreRequest, rung: ServedRung, max_pixels: int, max_grad_pixels: int) -> list[ImageWork | Problem]:
+    """One for each image, in the request's order; an image may have so many pixels, and so many where its gradient is wanted."""
     lrs: Sequence[torch.Tensor | None] = [None] * len(request) if request.lr is None else list(request.lr)
-    return [_work(image, lr, request, rung, max_pixels) for image, lr in zip(request.images, lrs, strict=True)]
+    most = min(max_pixels, max_grad_pixels) if request.grad else max_pixels
+    return [_work(image, lr, request, rung, most) for image, lr in zip(request.images, lrs, strict=True)]
 
 
 def _work(
@@ -27,7 +28,8 @@ def _work(
     if fault := side_fault(height, width, rung.min_side):
         return Problem("unprocessable", fault, field="images")
     if height * width > max_pixels:
-        sentence = f"image must have at most {max_pixels} pixels, got {width}x{height}"
+        with_grad = " for its gradient" if request.grad else ""
+        sentence = f"image must have at most {max_pixels} pixels{with_grad}, got {width}x{height}"
         return Problem("too-large", sentence, field="images", expected=f"at most {max_pixels} pixels", received=height * width)
     if lr is not None and (fault := lr_fault(lr.shape, image.shape, rung)):
         return Problem("unprocessable", fault, field="lr")

@@ -12,6 +12,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from data_synth.schema.errors import ImageError, StorageError
 
 RGB8 = npt.NDArray[np.uint8]
+
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
+"""What is read, by Pillow's names. Not all that it can: EPS starts another program, ICO is decoded when its header is read."""
 
 PHOTO_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif"})
 MAX_PIXELS = 200_000_000
@@ -110,13 +114,20 @@ def quiet_metadata() -> Iterator[None]:
         yield
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """Of `FORMATS`, those that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 @contextmanager
 def _opened(source: bytes | str | Path, max_pixels: int, name: str | None) -> Iterator[Image.Image]:
     """The picture, not decoded yet; whatever goes wrong until it is closed becomes an `ImageError`."""
     if name is None:
         name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as picture:
             width, height = picture.size
             if width * height > max_pixels:
                 raise ImageError(f"{name}: image must have at most {max_pixels} pixels, got {width}x{height}")

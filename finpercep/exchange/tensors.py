@@ -20,6 +20,9 @@ Stack = torch.Tensor | tuple[torch.Tensor | None, ...] | None
 MAX_PIXELS = 4 * 1024 * 1024
 """Tensors go up in requests of about this many pixels at most."""
 
+MAX_IMAGES = 256
+"""And of so many images: a server's limit, unless it is told otherwise."""
+
 
 def checked_request(
     images: torch.Tensor | Sequence[torch.Tensor],
@@ -39,11 +42,11 @@ def checked_request(
 
 
 def in_chunks(request: ScoreRequest) -> list[ScoreRequest]:
-    """The request in parts of at most `MAX_PIXELS` pixels, and at least one image, each."""
+    """The request in parts of at most `MAX_PIXELS` pixels and `MAX_IMAGES` images, and at least one image, each."""
     sizes = [image.shape[-2] * image.shape[-1] for image in request.images]
     bounds, inside = [0], 0
     for index, size in enumerate(sizes):
-        if index > bounds[-1] and inside + size > MAX_PIXELS:
+        if index > bounds[-1] and (inside + size > MAX_PIXELS or index - bounds[-1] == MAX_IMAGES):
             bounds.append(index)
             inside = 0
         inside += size

@@ -1,0 +1,114 @@
+"""A client's own limits: one deadline, requests that a server takes, a token that is never shown, no more drawn than is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from finpercep.async_client import AsyncRewardClient
+from finpercep.client import RewardClient
+from finpercep.errors import ConfigError, RewardUnavailable
+from finpercep.exchange.tensors import MAX_IMAGES
+from rm_server.app import create_app
+from rm_server.settings import Settings
+from tests.fakes import AppTransport, fake_ladder, photo, registry_of
+
+
+@contextmanager
+def trickling():
+    """A server that sends a byte of its answer now and then, and never ends."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        over = threading.Event()
+
+        def serve():
+            while not over.is_set():
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(65536)
+                    try:
+                        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+                        while not over.wait(0.1):
+                            connection.sendall(b" ")
+                    except OSError:
+                        continue
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            over.set()
+            listener.close()
+            thread.join(5)
+
+
+def ask(url: str) -> None:
+    with RewardClient(url, timeout=0.5, patience=0) as client:
+        client.model()
+
+
+def ask_awaited(url: str) -> None:
+    async def ask_it():
+        async with AsyncRewardClient(url, timeout=0.5, patience=0) as client:
+            await client.model()
+
+    asyncio.run(ask_it())
+
+
+@pytest.mark.parametrize("way", [ask, ask_awaited])
+def test_the_deadline_is_of_the_whole_answer(way):
+    with trickling() as url:
+        begun = time.monotonic()
+        with pytest.raises(RewardUnavailable, match="did not answer in time"):
+            way(url)
+        assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("client", [RewardClient, AsyncRewardClient])
+@pytest.mark.parametrize("token", ["secret-of-mine\n", " secret-of-mine", "secret-öf-mine", "secret\x00of-mine"])
+def test_a_token_that_cannot_be_one_is_refused_and_not_shown(client, token):
+    with pytest.raises(ConfigError, match="printable ASCII") as refused:
+        client("http://127.0.0.1:1", token=token)
+    assert "mine" not in str(refused.value)
+
+
+def test_more_images_than_a_server_takes_go_up_in_parts():
+    app = create_app(registry_of(fake_ladder()), Settings())
+    with RewardClient("http://test", transport=AppTransport(app)) as client:
+        response = client.score_tensor(torch.zeros(MAX_IMAGES + 9, 3, 32, 32, dtype=torch.uint8))
+    assert len(response) == MAX_IMAGES + 9 and response.score.isfinite().all()
+
+
+def test_pictures_are_drawn_as_they_are_sent(monkeypatch):
+    monkeypatch.setattr("finpercep.exchange.pictures.MAX_PICTURES", 1)
+    drawn, seen, at_work = [], [], asyncio.Event()
+
+    def pictures():
+        for number in range(12):
+            drawn.append(number)
+            yield photo(32, 32, number)
+
+    async def score_all():
+        async with AsyncRewardClient("http://test", concurrency=2) as client:
+
+            async def send(method, path, **content):
+                seen.append(len(drawn))
+                at_work.set()
+                await asyncio.sleep(0.01)
+                raise ConfigError("enough")
+
+            monkeypatch.setattr(client._connection, "send", send)
+            await client.score_images(pictures())
+
+    with pytest.raises(ConfigError, match="enough"):
+        asyncio.run(score_all())
+    assert seen[0] <= 4 and len(drawn) < 8  # a group is known to be whole when the next picture is drawn
