@@ -32,6 +32,9 @@ from data_synth.shards import NetworkFactory, Networks, ShardJob, ShardMaker
 from data_synth.sr_cache import SRCache
 
 SCAN_NAME = ".photo-scan.json"
+
+SCAN_THREADS = 8
+"""Most photos that are decoded at once while all are looked through: a large PNG takes hundreds of MiB."""
 """What the photos were found to be, kept beside the data so that resuming need not read them all again."""
 
 
@@ -212,7 +215,7 @@ def plan_build(
     scan = scan_photos(
         photos,
         min_side=config.recipe.crop,
-        workers=os.cpu_count() or 1,
+        workers=min(len(os.sched_getaffinity(0)), SCAN_THREADS),
         cache_file=out / SCAN_NAME,
         on_scanned=on_scanned,
         strict=strict,

@@ -153,7 +153,7 @@ def _metadata(model: FinPercepRM, rung: str) -> dict[str, str]:
         "finpercep.version": __version__,
         "finpercep.contract": str(CONTRACT_VERSION),
         "finpercep.rung": rung,
-        "finpercep.digest": model.digest or "",
+        "finpercep.digest": model.digest_now(),
         "finpercep.input": f"images: float32 batch×3×height×width, RGB in [0, 1], sides of at least {MIN_SIDE} px",
         "finpercep.output": "score in [0, 1], higher is better" + ("" if stride is None else "; map in [0, 1], 1 = degraded"),
     }

@@ -74,6 +74,8 @@ class LocalReward:
     def _score(self, images: torch.Tensor) -> tuple[Rewards, torch.Tensor | None]:
         try:
             check_images(images)
+            if self.lr is not None:
+                check_images(self.lr, "lr", "lr")
         except WireError as error:
             raise RewardRejected(str(error)) from error
         if fault := side_fault(images.shape[-2], images.shape[-1], self.predictor.min_side):
@@ -81,6 +83,9 @@ class LocalReward:
         lr = None if self.lr is None else as_pixels(self.lr, self.predictor.device)
         if lr is not None and len(lr) != len(images):
             raise RewardRejected(f"expected one LR picture for each of {len(images)} images, got {len(lr)}")
+        if lr is not None and (lr.shape[-2] > images.shape[-2] or lr.shape[-1] > images.shape[-1]):
+            own, theirs = (f"{shape[-1]}x{shape[-2]}" for shape in (lr.shape, images.shape))
+            raise RewardRejected(f"LR pictures must not be larger than their images, {theirs}, got {own}")
         rewards, maps = score_batch(self.predictor, as_pixels(images, self.predictor.device), self.weights, lr)
         numbers = (rewards.reward, rewards.score, rewards.max_degradation, rewards.mean_degradation)
         if not all(number.isfinite().all() for number in numbers):

@@ -59,7 +59,7 @@ class FinPercepMetric(nn.Module):
         self.model, self.as_loss, self.lower_better = loaded.model, as_loss, as_loss
         self.name, self.rung, self.digest = loaded.name, loaded.rung, loaded.digest
         self._loaded: Predictor | None = loaded
-        self.register_load_state_dict_post_hook(lambda *_: self._forget())
+        self.register_load_state_dict_post_hook(_forget)
 
     def forward(self, images: Images) -> torch.Tensor:
         """Score a batch, or one picture.
@@ -98,12 +98,16 @@ class FinPercepMetric(nn.Module):
             self._loaded = Predictor(self.model, name=self.name, rung=self.rung, digest=self.digest, device=device)
         return self._loaded
 
-    def _forget(self) -> None:
-        self._loaded = None
-
     def train(self, mode: bool = True) -> FinPercepMetric:  # noqa: ARG002
         """Stays in eval mode inside a module that trains: scores must not depend on the batch."""
         return super().train(False)
+
+
+def _forget(metric: nn.Module, _: object) -> None:
+    """Other weights were loaded. A function of the module, not of one instance, so that copies forget for themselves."""
+    assert isinstance(metric, FinPercepMetric)
+    metric._loaded = None
+    metric.digest = metric.model.digest_now()
 
 
 class FinPercepAccumulator:

@@ -138,10 +138,14 @@ def _load(table: HubTable) -> Any:
     path = Path(table.name)
     try:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            if "[" in table.split:
+                raise PhotoError(f"hf:{table.name}: a saved data set has no slices, got {table.split}; name a split alone")
             return datasets.load_from_disk(str(path))
         if path.is_file():
             return datasets.load_dataset("parquet", data_files={"train": str(path)}, split=table.split or None)
         return datasets.load_dataset(table.name, split=table.split or None)
+    except PhotoError:
+        raise
     except ConnectionError as error:
         raise PhotoError(
             f"hf:{table.name}: no such folder here, and the hub cannot be reached ({first_line(error)}); "
@@ -154,8 +158,9 @@ def _load(table: HubTable) -> Any:
 def _choose_split(table: HubTable, loaded: Any) -> Any:
     if not isinstance(loaded, dict):
         saved = str(loaded.split or "")
-        if table.split and saved and saved.partition("[")[0] != table.split.partition("[")[0]:
-            raise PhotoError(f"hf:{table.name}: expected split {saved}, got {table.split}; name that one, or leave it out")
+        if table.split and saved.partition("[")[0] != table.split.partition("[")[0]:
+            has = f"split {saved}" if saved else "no split"
+            raise PhotoError(f"hf:{table.name}: the data set is of {has}, got {table.split}; name that one, or leave it out")
         return loaded
     name = table.split or ("train" if "train" in loaded or len(loaded) != 1 else next(iter(loaded)))
     if name not in loaded:

@@ -38,10 +38,12 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Arithmetic
 _TIFF_BITS, _TIFF_PLANES = 258, 284
 
 
-def decode_rgb(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> RGB8:
+def decode_rgb(
+    source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS, name: str | None = None, background: int = 255
+) -> RGB8:
     """Decode an encoded picture (bytes, or a file's path) to upright 8-bit sRGB.
 
-    EXIF orientation is applied; an embedded ICC profile is converted to sRGB; transparency is composited over white;
+    EXIF orientation is applied; an embedded ICC profile is converted to sRGB; transparency is composited over ``background``;
     16-bit grey is scaled (65535 → 255) and rounded; of 16-bit colour Pillow keeps the high byte, at most one step of 255 off;
     grey, palette and CMYK become RGB. Of an animation, the first frame counts.
 
@@ -49,6 +51,7 @@ def decode_rgb(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS, name
         source: bytes, or a file's path.
         max_pixels: refusal limit.
         name: what errors call the picture; by default its path, or its length in bytes.
+        background: grey level behind what is transparent.
 
     Returns:
         uint8 array, H×W×3, RGB.
@@ -58,7 +61,7 @@ def decode_rgb(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS, name
     """
     with quiet_metadata(), _opened(source, max_pixels, name) as picture:
         picture.load()
-        return to_rgb8(picture)
+        return to_rgb8(picture, background)
 
 
 def decode_reduced(
@@ -156,7 +159,7 @@ def _is_misread(picture: Image.Image) -> bool:
     return tags.get(_TIFF_PLANES) == 2 and max(tags.get(_TIFF_BITS, (8,))) > 8
 
 
-def to_rgb8(picture: Image.Image) -> RGB8:
+def to_rgb8(picture: Image.Image, background: int = 255) -> RGB8:
     """Convert a loaded Pillow image to upright 8-bit sRGB (see `decode_rgb`). Returns uint8 H×W×3."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16") or picture.mode == "I":
@@ -165,10 +168,12 @@ def to_rgb8(picture: Image.Image) -> RGB8:
         raise ImageError("floating-point pictures have no defined range; save as 8- or 16-bit first")
     if "A" in picture.getbands() or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        flat = Image.alpha_composite(white, rgba).convert("RGB")
+        behind = Image.new("RGBA", rgba.size, (background, background, background, 255))
+        flat = Image.alpha_composite(behind, rgba).convert("RGB")
         flat.info["icc_profile"] = picture.info.get("icc_profile")
         picture = flat
+    if picture.mode == "P":
+        picture = picture.convert("RGB")  # an embedded profile is of the colours, not of their numbers
     return np.array(_to_srgb(picture), dtype=np.uint8)
 
 

@@ -41,7 +41,9 @@ def eval_rm(
     ] = None,
     model: Annotated[Path | None, typer.Option(help="Ladder folder; default the packaged one.")] = None,
     rung: Annotated[str | None, typer.Option(help="Measure this rung alone; default every rung of the ladder.")] = None,
-    split: Annotated[Split, typer.Option(help="Split of the dataset: validation or test.")] = "validation",
+    split: Annotated[
+        Split, typer.Option(help="Split of the dataset; validation photos chose and calibrated the weights, so they flatter.")
+    ] = "test",
     metric: Annotated[
         list[str] | None, typer.Option(help="No-reference metric of pyiqa to stand beside: piqe, clipiqa, musiq, …; repeatable.")
     ] = None,
@@ -64,6 +66,8 @@ def eval_rm(
     rungs = _chosen(load_predictors(folder, resolve_device(device)), rung)
     result = Result()
     metrics = _metrics(metric or [], result, resolve_device(device))
+    if data is not None and split != "test":
+        warn(f"the {split} split had a part in training: its figures flatter")
     if data is not None:
         _measure_dataset(result, rungs, metrics, data, split, html is not None)
     if mos is not None:

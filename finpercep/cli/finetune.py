@@ -82,7 +82,7 @@ def finetune(
     from data_synth.device import resolve_device
     from finpercep.cli.finetune_config import REFRESH_TABLE, finetune_config, policy_settings, refresh_config
     from finpercep.cli.finetune_run import NamedPolicy, gram_features, run_finetuning
-    from finpercep.cli.photo_pairs import PhotoPairs
+    from finpercep.cli.photo_pairs import PhotoPairs, digest_of_photos
     from finpercep.cli.publishing import ServerAccess, unrefreshed
     from finpercep.cli.refresh import FOLDER, open_refresher
     from finpercep.cli.reward_sources import open_rewards
@@ -124,7 +124,7 @@ def finetune(
     with open_rewards(reward, where, read_token(token_file)) as (source, rewards):
         described: dict[str, Any] = {"data": data.resolve().name, "rewards": rewards}
         if photos.held_out:
-            described["held_out"] = {"count": len(photos.held_out), "digest": watched.digest()}
+            described["held_out"] = {"count": len(photos.held_out), "digest": digest_of_photos(photos.held_out)}
         refresher = None
         if renewal.samples:
             if photos.source is None:

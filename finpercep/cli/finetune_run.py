@@ -108,6 +108,7 @@ def run_finetuning(
     Returns:
         The metrics of the last step done now, None when the run was complete.
     """
+    from finpercep.cli.photo_pairs import digest_of_photos
     from finpercep.cli.reward_sources import keep_scales
     from finpercep.cli.run_view import RunView
     from finpercep.curriculum.loop import finetune as finetune_steps
@@ -117,7 +118,7 @@ def run_finetuning(
     from finpercep.weighted_reward import WeightedSource
 
     world = world or ALONE
-    photos = {"count": len(pairs.photos), "digest": pairs.digest()}
+    photos = {"count": len(pairs.photos), "digest": digest_of_photos(pairs.photos)}
     described = {**described, "photos": photos, **chosen.described(), "features": features.described}
 
     def prepare() -> None:

@@ -48,6 +48,10 @@ class MapFiles:
         if target.exists() and not target.is_dir():
             raise ConfigError(f"--map {target} must be a folder or the name of a picture (x.png), and is another file")
         stems = _distinct_stems(images)
+        inputs = {image.resolve() for image in images}
+        for written in (target / f"{stem}.{kind}.png" for stem in stems.values() for kind in ("map", "overlay")):
+            if written.resolve() in inputs:
+                raise ConfigError(f"--map {target} would overwrite the image {written}; choose another folder")
         renamed = [f"{image}: its map is named {stem}, another image has the name {image.stem}" for image, stem in stems.items()]
         kept = [text for text, (image, stem) in zip(renamed, stems.items(), strict=True) if stem != image.stem]
         return cls(target, None, stems, tuple(kept))

@@ -33,19 +33,20 @@ def load_photos(photos: Sequence[Photo], min_side: int) -> list[RGB8]:
     return loaded
 
 
+def digest_of_photos(photos: Sequence[RGB8]) -> str:
+    """Of their pixels, in order: what a run must be continued with."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for photo in photos:
+        hashed.update(repr(photo.shape).encode())
+        hashed.update(photo.tobytes())
+    return hashed.hexdigest()
+
+
 class PhotoPairs:
     """Draws random crops, flips them, and degrades them blindly. Called with a generator; the draw depends on nothing else."""
 
     def __init__(self, photos: Sequence[RGB8], crop: int, degradation: DegradationConfig) -> None:
         self.photos, self.crop, self.degradation = photos, crop, degradation
-
-    def digest(self) -> str:
-        """Of the photos' pixels, in order: what a run must be continued with."""
-        hashed = hashlib.blake2b(digest_size=16)
-        for photo in self.photos:
-            hashed.update(repr(photo.shape).encode())
-            hashed.update(photo.tobytes())
-        return hashed.hexdigest()
 
     def __call__(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """One pair: hr 3×crop×crop and its lr, float32 in [0, 1]."""

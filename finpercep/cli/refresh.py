@@ -61,7 +61,7 @@ class RefreshConfig:
         lr: peak learning rate, lower than for a new ladder: the rung knows most of it.
         margin: of the validation figure, in [0, 1], that the refreshed rung may lose on the frozen test split.
         data: data set of `finpercep synth` that stands for what the reward model knows; None builds one from the training photos
-            and the packaged SR models.
+            and the packaged SR models. Its samples must be of ``crop`` px.
     """
 
     samples: int = 0
@@ -279,7 +279,7 @@ def open_refresher(
 
     Raises:
         ConfigError: the reward has no ladder that can be trained on, ``access`` is missing of a server's or given of another, or
-            the known data's samples are smaller than the crop.
+            the known data's samples are not of the crop's size.
         SchemaError: the known data cannot be read.
     """
     from finpercep.client import RewardClient
@@ -316,8 +316,8 @@ def _check_known(data: Path, crop: int) -> None:
 
     for split in SPLITS:
         side = min(read_split(data, split)[0].gt.shape[:2])
-        if side < crop:
-            raise ConfigError(f"refresh: crop must be at most the size of {data}'s samples, {side} px, got {crop}")
+        if side != crop:  # half of a batch is of these samples, half of the policy's own
+            raise ConfigError(f"refresh: crop must be the size of {data}'s samples, {side} px, got {crop}")
 
 
 def not_worse(before: float | None, after: float | None, margin: float) -> bool:

@@ -129,10 +129,13 @@ def load_networks(
 
 def _load_policy(source: Source, scale: int, device: str) -> Mapping[str, SRModel]:  # noqa: ARG001
     """``tiny``, the packaged diffusion SR, or ``policy:DIR``, one that train-sr or finetune wrote."""
-    from finpercep.sr.loading import policy_folder
+    from finpercep.sr.loading import is_tiny, policy_folder
 
     folder = policy_folder(source.target or "tiny")
-    return diffusion_sr_models(folder, source.name or (folder.name if source.target else "tiny"), device)
+    name = source.name or (folder.name if source.target else "tiny")
+    if not is_tiny(folder):
+        return {name: PolicySRModel.load(folder, name, device)}
+    return diffusion_sr_models(folder, name, device)
 
 
 def _load_zoo(source: Source, scale: int, device: str) -> Mapping[str, SRModel]:

@@ -134,12 +134,14 @@ def run_training(
     Returns:
         All rungs; none where this process is not the main one of several.
     """
+    from finpercep.batch_share import share_of
     from finpercep.training.processes import make_accelerator
     from finpercep.training.provenance import Session, add_session
     from finpercep.training.run_config import claim_config
     from finpercep.training.train import train_ladder
 
     accelerator = make_accelerator(device, config.precision)
+    share_of(config.batch_size, rank=accelerator.process_index, size=accelerator.num_processes)  # before the folder is claimed
     train, validation = open_splits(data, config)
     described = {
         "data": str(data),
@@ -198,7 +200,7 @@ def check_crop(sample: Row, crop: int) -> None:
     from finpercep.reward_model.model import MIN_SIDE
     from finpercep.training.data import scale_of
 
-    stored, scale = sample.gt.shape[0], scale_of(sample)
+    stored, scale = min(sample.gt.shape[:2]), scale_of(sample)
     if not MIN_SIDE <= crop <= stored or crop % scale:
         raise ConfigError(
             f"--crop must lie between {MIN_SIDE} and the dataset's sample size {stored}, and be a multiple of its scale {scale}, "

@@ -46,7 +46,7 @@ def train_sr(
     from data_synth.degradations import DegradationConfig
     from data_synth.device import resolve_device
     from data_synth.photos import find_photos, split_photos
-    from finpercep.cli.photo_pairs import PhotoPairs, load_photos
+    from finpercep.cli.photo_pairs import PhotoPairs, digest_of_photos, load_photos
     from finpercep.sr.pretrain import PretrainConfig, measure_residual_std, pretrain
     from finpercep.sr.tiny import TinyConfig, TinyDiffusionSR, build_scheduler, build_unet
     from finpercep.training.metrics_log import append_metrics, keep_metrics
@@ -56,7 +56,9 @@ def train_sr(
     parts = [split_photos(find_photos(folder), validation=0.0, test=HELD_OUT, seed=seed) for folder in data]
     pairs = PhotoPairs(load_photos([p for part in parts for p in part.train], crop), crop, DegradationConfig.light())
     held_out = load_photos([photo for part in parts for photo in part.test], EVALUATION_CROP)
-    claim_config(out / "config.toml", {"pretrain": dataclasses.asdict(config), "data": [str(folder) for folder in data]})
+    pixels = {"count": len(pairs.photos), "digest": digest_of_photos(pairs.photos)}
+    folders = [folder.resolve().name for folder in data]
+    claim_config(out / "config.toml", {"pretrain": dataclasses.asdict(config), "data": folders, "photos": pixels})
     torch.manual_seed(seed)
     policy = TinyDiffusionSR(build_unet(), build_scheduler(), TinyConfig(), autocast=True)
     policy.residual_std = measure_residual_std(policy, pairs, seed)

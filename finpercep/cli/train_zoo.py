@@ -53,7 +53,7 @@ def train_zoo(
     from data_synth.zoo.members import choose_members
     from data_synth.zoo.model import load_zoo
     from data_synth.zoo.train import ZooTrainConfig
-    from finpercep.cli.photo_pairs import load_photos
+    from finpercep.cli.photo_pairs import digest_of_photos, load_photos
     from finpercep.training.run_config import claim_config
 
     chosen = choose_members(members or (), scale)
@@ -63,7 +63,13 @@ def train_zoo(
     photos = load_photos([photo for part in parts for photo in part.train], crop)
     held_out = load_photos([photo for part in parts for photo in part.test], EVALUATION_CROP)
     table = [dataclasses.asdict(member) for member in choose_members((), scale)]
-    settings = {"train": dataclasses.asdict(config), "scale": scale, "data": [str(folder) for folder in data]}
+    pixels = {"count": len(photos), "digest": digest_of_photos(photos)}
+    settings = {
+        "train": dataclasses.asdict(config),
+        "scale": scale,
+        "data": [folder.resolve().name for folder in data],
+        "photos": pixels,
+    }
     claim_config(out / "config.toml", {**settings, "members": table})  # the whole table: a later run may add members to the zoo
     say(f"{len(chosen)} networks, {len(photos)} photos to train on, {len(held_out)} held out")
     _train(chosen, photos, config, out, where)

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, ModelHubMixin
 from torch import nn
 from torch.nn import functional as F
 
-from finpercep.checkpoint import as_stored, read_checkpoint, write_checkpoint
+from finpercep.checkpoint import as_stored, digest_of, read_checkpoint, write_checkpoint
 from finpercep.errors import ConfigError, SchemaError
 from finpercep.reward_model.config import RewardModelConfig
 from finpercep.reward_model.hub import HubApi, download, model_card, upload
@@ -155,6 +155,10 @@ class FinPercepRM(nn.Module, ModelHubMixin):
         stride = self.config.map_stride or 1
         full = F.interpolate(coarse_logits[:, None].float(), scale_factor=stride, mode="bilinear", align_corners=False)
         return self.config.map_scale * full[:, 0, : size[0], : size[1]] + self.config.map_shift
+
+    def digest_now(self) -> str:
+        """Digest of the weights as they are: ``digest`` is that of the checkpoint, and they may have been changed since."""
+        return digest_of(self.config.to_json(), as_stored(self.state_dict(), self.stored_dtypes))
 
     def save_pretrained(self, save_directory: str | Path) -> None:  # type: ignore[override]  # the mixin's writes its own config
         """Write contract 2 into a folder. An unchanged model keeps the precision it was stored in, and so its digest."""

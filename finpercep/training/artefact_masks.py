@@ -115,7 +115,8 @@ def read_marked(files: MarkedPicture) -> Marked:
     Raises:
         ImageError: a file that is no picture, sizes that differ, or a mask whose marks are too dark to count; names the file.
     """
-    pixels, grey = decode_rgb(files.image), decode_rgb(files.mask)[..., 1]
+    pixels = decode_rgb(files.image)
+    grey = decode_rgb(files.mask, background=0).max(axis=2)  # marks of any colour; what is transparent is not marked
     original = None if files.original is None else decode_rgb(files.original)
     for path, other in ((files.mask, grey), (files.original, original)):
         if other is not None and other.shape[:2] != pixels.shape[:2]:

@@ -7,6 +7,7 @@ turns the map of a broken image black. Who has learned from them has a gradient 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,15 +43,18 @@ class AttackConfig:
             raise ConfigError(f"attack.share must lie in (0, 1], got {self.share}")
 
 
-def attacked(batch: TripletBatch, loss: Callable[[TripletBatch], torch.Tensor], config: AttackConfig) -> TripletBatch:
-    """The batch with gt, syn and sr of its first triplets changed by at most ``radius`` so that ``loss`` rises.
+def attacked(
+    batch: TripletBatch, loss: Callable[[TripletBatch], torch.Tensor], config: AttackConfig, places: range | None = None
+) -> TripletBatch:
+    """The batch with gt, syn and sr of some of its triplets changed by at most ``radius`` so that ``loss`` rises.
 
-    What they should be told stays as it was. Random numbers are torch's; the gradient reaches no parameter.
+    What they should be told stays as it was. Random numbers are torch's; the gradient reaches no parameter. Which triplets it
+    is depends on their ``places`` in the batch of all processes alone; None: there is one process.
     """
-    count = round(config.share * len(batch.gt))
-    if not config.radius or not count:
+    chosen = torch.tensor([is_victim(place, config.share) for place in places or range(len(batch.gt))], device=batch.gt.device)
+    if not config.radius or not chosen.any():
         return batch
-    victims = TripletBatch(**{name: value[:count] for name, value in vars(batch).items()})
+    victims = TripletBatch(**{name: value[chosen] for name, value in vars(batch).items()})
     clean = torch.stack([getattr(victims, name) for name in PICTURES])
     change = torch.empty_like(clean).uniform_(-config.radius, config.radius)
     length = config.radius * (1.25 if config.steps == 1 else 2.5 / config.steps)
@@ -59,5 +63,12 @@ def attacked(batch: TripletBatch, loss: Callable[[TripletBatch], torch.Tensor], 
         (gradient,) = torch.autograd.grad(loss(dataclasses.replace(victims, **dict(zip(PICTURES, images, strict=True)))), images)
         change = (change + length * gradient.sign()).clamp(-config.radius, config.radius)
     changed = (clean + change).clamp(0, 1)
-    joined = {name: torch.cat([own, getattr(batch, name)[count:]]) for name, own in zip(PICTURES, changed, strict=True)}
+    joined = {name: getattr(batch, name).clone() for name in PICTURES}
+    for name, own in zip(PICTURES, changed, strict=True):
+        joined[name][chosen] = own
     return dataclasses.replace(batch, **joined)
+
+
+def is_victim(place: int, share: float) -> bool:
+    """Whether the triplet at a place of the batch is attacked: a ``share`` of all places, spread evenly."""
+    return math.floor((place + 1) * share) > math.floor(place * share)

@@ -232,4 +232,7 @@ def augment(row: Row, rng: np.random.Generator, crop: int) -> Planes:
 def _stack(planes: Sequence[Planes], rows: Sequence[Row], *, lr_known: npt.NDArray[np.bool_]) -> TripletBatch:
     stacked = {name: torch.from_numpy(np.stack([p[name] for p in planes])) for name in planes[0]}
     qualities = {name: torch.tensor([getattr(row, name) for row in rows]) for name in ("quality_syn", "quality_sr")}
+    for name in ("syn", "sr"):  # a crop that misses the fault is a clean picture, whatever the whole one is worth
+        same = (stacked[name] == stacked["gt"]).flatten(1).all(dim=1)
+        qualities[f"quality_{name}"] = torch.where(same, 1.0, qualities[f"quality_{name}"])
     return TripletBatch(**stacked, **{name: q.float() for name, q in qualities.items()}, lr_known=torch.from_numpy(lr_known))

@@ -37,9 +37,17 @@ class LossWeights:
 
 
 def triplet_losses(
-    model: FinPercepRM, anchor: FinPercepRM | None, batch: TripletBatch, weights: LossWeights
+    model: FinPercepRM,
+    anchor: FinPercepRM | None,
+    batch: TripletBatch,
+    weights: LossWeights,
+    *,
+    photos: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """All terms of the loss for one batch, and their weighted sum as ``total``; gt, syn and sr go through in one forward."""
+    """All terms of the loss for one batch, and their weighted sum as ``total``; gt, syn and sr go through in one forward.
+
+    ``photos`` are what the anchor is asked about, where ``batch.gt`` was changed to fool the model; None: ``batch.gt``.
+    """
     count = len(batch.gt)
     images = torch.cat([batch.gt, batch.syn, batch.sr]).to(memory_format=torch.channels_last)
     lr = (batch.lr.repeat(3, 1, 1, 1), batch.lr_known.repeat(3)) if model.config.lr_input else ()
@@ -61,6 +69,6 @@ def triplet_losses(
         losses["map"] = weights.map * map_loss(found, target, known, bce_weight=weights.map_bce, focal=weights.map_focal)
     if anchor is not None:
         with torch.no_grad():
-            base_score_gt = anchor(batch.gt).score
+            base_score_gt = anchor(batch.gt if photos is None else photos).score
         losses["align"] = weights.align * align_loss(score_gt, base_score_gt)
     return {**losses, "total": torch.stack(list(losses.values())).sum()}

@@ -109,11 +109,11 @@ class RungTrainer:
         return self.selection.weights, self.selection.step
 
     def draw(self, step: int) -> TripletBatch:
-        """This process's share of the batch of a 0-based step."""
+        """This process's share of the batch of a 0-based step; a rung goes on in the samples where the last one ended."""
         config = self.config
         return training_batch(
             self.train,
-            step,
+            sum(config.steps[: self.position]) + step,
             batch_size=config.batch_size,
             crop=config.crop,
             seed=config.seed,
@@ -128,7 +128,7 @@ class RungTrainer:
     def _losses(self, batch: TripletBatch) -> dict[str, torch.Tensor]:
         """The one place that calls the objective; autocast is the accelerator's."""
         on_device = _each(batch, lambda tensor: tensor.to(self.accelerator.device, non_blocking=True))
-        return triplet_losses(self.wrapped, self.anchor, self._attacked(on_device), self.config.loss)
+        return triplet_losses(self.wrapped, self.anchor, self._attacked(on_device), self.config.loss, photos=on_device.gt)
 
     def _attacked(self, batch: TripletBatch) -> TripletBatch:
         """The batch, a part of it changed so as to fool the model as it is."""
@@ -141,7 +141,7 @@ class RungTrainer:
 
         self.model.eval()  # the statistics of its norms are those of images
         try:
-            return attacked(batch, loss, self.config.attack)
+            return attacked(batch, loss, self.config.attack, self.share)
         finally:
             self.model.train()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -64,6 +65,10 @@ class TrainConfig:
         rungs = len(self.ladder.map_strides) + 1
         if len(self.steps) != rungs or min(self.steps) < 1:
             raise ConfigError(f"steps must name a positive count for each of the {rungs} rungs, got {self.steps}")
+        self.ladder.rungs()  # what a rung cannot be is said now
+        for name in ("lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be finite and not negative, got {getattr(self, name)}")
         for name in ("batch_size", "validate_every", "validate_samples", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")

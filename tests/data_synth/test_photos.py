@@ -252,6 +252,11 @@ def test_hub_columns_and_splits_are_found_or_asked_for(tmp_path, samples, monkey
     with pytest.raises(PhotoError, match="column 'text' holds no images"):
         photo_source(f"hf:{tmp_path}/two:dev:text")
     assert np.array_equal(photo_source(f"hf:{tmp_path}/two:dev:hr").photos[0].read(), samples["coffee"])
+    with pytest.raises(PhotoError, match=r"has no slices, got dev\[:1\]"):
+        photo_source(f"hf:{tmp_path}/two:dev[:1]:hr")
+    two.save_to_disk(str(tmp_path / "one"))
+    with pytest.raises(PhotoError, match="is of no split, got validation"):
+        photo_source(f"hf:{tmp_path}/one:validation:hr")
     two.select_columns(["hr"]).to_parquet(tmp_path / "alone.parquet")
     source = photo_source(f"hf:{tmp_path}/alone.parquet:train[:1]")
     assert source.photos[0].source_id == "hf:alone.parquet/train[:1]/0000000"

@@ -162,6 +162,29 @@ def test_embedded_profile_is_converted_to_srgb():
     assert np.array_equal(broken, PICTURE)
 
 
+def linear_profile() -> bytes:
+    """sRGB's primaries with numbers that are proportional to light: its one parametric curve made the identity."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    curve = profile.index(b"para")
+    profile[curve + 12 : curve + 32] = struct.pack(">5i", *(round(65536 * value) for value in (1, 1, 0, 1, 0)))
+    return bytes(profile)
+
+
+def test_a_palettes_profile_is_of_its_colours():
+    picture = Image.fromarray(PICTURE).quantize(8)
+    profile = linear_profile()
+    as_rgb, as_palette = (decode_rgb(encoded(one, "PNG", icc_profile=profile)) for one in (picture.convert("RGB"), picture))
+    assert np.array_equal(as_rgb, as_palette)
+    assert not np.array_equal(as_rgb, np.asarray(picture.convert("RGB")))  # it is converted
+
+
+def test_transparency_over_a_background_of_choice():
+    picture = Image.new("RGBA", (4, 4), (255, 255, 255, 0))
+    picture.putpixel((1, 1), (255, 255, 255, 255))
+    assert (decode_rgb(encoded(picture)) == 255).all()
+    assert decode_rgb(encoded(picture), background=0).sum() == 3 * 255
+
+
 def test_first_frame_of_an_animation():
     frames = [Image.new("L", (4, 4), value) for value in (50, 200)]
     decoded = decode_rgb(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))

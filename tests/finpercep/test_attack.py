@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from finpercep.errors import ConfigError
 from finpercep.reward_model.build import build_reward_model
 from finpercep.reward_model.config import RewardModelConfig
 from finpercep.reward_model.ladder import LadderConfig
-from finpercep.training.attack import PICTURES, AttackConfig, attacked
+from finpercep.training.attack import PICTURES, AttackConfig, attacked, is_victim
 from finpercep.training.data import TripletBatch, training_batch
 from finpercep.training.objective import LossWeights, triplet_losses
 from finpercep.training.processes import make_accelerator
@@ -35,10 +38,11 @@ def test_where_the_loss_is_linear_its_corner_is_found(batch, steps, least):
     batch = dataclasses.replace(batch, **inside)
     config = AttackConfig(RADIUS, steps, share=0.5)
     changed = attacked(batch, lambda b: sum((weights[name] * getattr(b, name)).sum() for name in PICTURES), config)
+    victims, spared = [1, 3], [0, 2]
     for name in PICTURES:
-        moved = (getattr(changed, name) - inside[name])[:2] * weights[name].sign() / RADIUS
+        moved = (getattr(changed, name) - inside[name])[victims] * weights[name].sign() / RADIUS
         assert moved.min() >= least - 1e-4 and moved.max() <= 1 + 1e-4
-        assert torch.equal(getattr(changed, name)[2:], inside[name][2:])
+        assert torch.equal(getattr(changed, name)[spared], inside[name][spared])
     for name in ("lr", "lr_known", "mask", "map", "quality_syn", "quality_sr"):
         assert torch.equal(getattr(changed, name), getattr(batch, name))
 
@@ -63,6 +67,31 @@ def test_a_model_is_fooled_more_than_by_chance(batch):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@given(share=st.floats(0.01, 1.0), size=st.integers(1, 64), processes=st.integers(1, 8))
+def test_who_is_attacked_does_not_depend_on_the_number_of_processes(share, size, processes):
+    places = range(size * processes)
+    chosen = [place for place in places if is_victim(place, share)]
+    assert abs(len(chosen) - share * len(places)) < 1
+    parts = [range(rank * size, (rank + 1) * size) for rank in range(processes)]
+    assert [place for part in parts for place in part if is_victim(place, share)] == chosen
+
+
+def test_the_anchor_is_asked_about_the_photos_as_they_were():
+    config = dataclasses.replace(CONFIG, attack=AttackConfig(RADIUS, share=1.0))
+    asked = []
+
+    class Anchor(torch.nn.Module):
+        def forward(self, images):
+            asked.append(images)
+            return SimpleNamespace(score=images.mean((1, 2, 3)))
+
+    model = build_reward_model(RewardModelConfig(head_hidden=16))
+    trainer = RungTrainer(model, Anchor(), SAMPLES, config, 0, make_accelerator(torch.device("cpu"), "fp32"))
+    batch = trainer.draw(0)
+    trainer._losses(batch)
+    assert len(asked) == 1 and torch.equal(asked[0], batch.gt)
+
+
 def test_none_is_none(batch):
     assert attacked(batch, lambda _: pytest.fail("asked"), AttackConfig()) is batch
     assert attacked(batch, lambda _: pytest.fail("asked"), AttackConfig(RADIUS, share=0.1)) is batch
@@ -80,7 +109,7 @@ def test_the_attack_itself_changes_no_statistics(batch):
     )
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     changed = trainer._attacked(batch)
-    assert not torch.equal(changed.sr[:2], batch.sr[:2])
+    assert [not torch.equal(a, b) for a, b in zip(changed.sr, batch.sr, strict=True)] == [False, True, False, True]
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
     assert trainer.model.training
 

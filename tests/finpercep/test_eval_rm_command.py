@@ -79,7 +79,7 @@ def test_streamed_figures_agree_with_what_training_reports(small_ladder, dataset
     record = json.loads(run("--model", small_ladder, "--data", dataset, "--rung", "RM_2", "--json").stdout)
     assert list(record["rungs"]) == ["RM_2", "RM_2 + LR"]
     own = record["rungs"]["RM_2"]
-    exact = evaluate_rung(load_predictors(small_ladder)["RM_2"].model, read_split(dataset, "validation"))
+    exact = evaluate_rung(load_predictors(small_ladder)["RM_2"].model, read_split(dataset, "test"))
     for name in ("paired_auroc", "auroc", "prevalence", "l1", "clean_mean"):
         assert own["map"][name] == pytest.approx(getattr(exact.map, name), abs=2e-3), name
     for name in ("gt_over_syn", "syn_over_sr", "triplet", "count"):

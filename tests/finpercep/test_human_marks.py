@@ -130,6 +130,17 @@ def test_a_mask_that_cannot_be_meant_is_refused(tmp_path):
     assert not read_marked(find_marked(tmp_path)[0]).marks.any()
 
 
+@pytest.mark.parametrize("colour", [(128, 0, 0), (255, 0, 0), (0, 0, 255), (255, 255, 255)])
+def test_marks_of_any_colour_count_and_what_is_transparent_does_not(tmp_path, colour):
+    folders(tmp_path)
+    marked = mask(0) > 0
+    painted = np.zeros((SIDE, SIDE, 4), dtype=np.uint8)
+    painted[marked] = (*colour, 255)
+    for name, picture in (("RGBA", Image.fromarray(painted)), ("P", Image.fromarray(painted[..., :3]).quantize(4))):
+        picture.save(tmp_path / "masks" / "0.png")
+        assert np.array_equal(read_marked(find_marked(tmp_path)[0]).marks, marked), name
+
+
 def test_a_picture_that_cannot_be_mapped_is_named(tmp_path):
     def small(pixels):
         raise ImageError("image must be at least 32 px")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from finpercep.errors import RewardRejected
 from finpercep.local_reward import LocalReward, LocalSource, as_pixels
+from finpercep.predictor import load_predictor
 from finpercep.reward import RewardWeights, top_fraction_mean
 from tests.fakes import FakePredictor, fake_ladder
 
@@ -34,3 +37,17 @@ def test_pixels_of_every_wire_dtype():
     torch.testing.assert_close(as_pixels(bytes_, torch.device("cpu")), torch.tensor([0.0, 0.2, 1.0]))
     half = torch.tensor([0.0, 0.25, 1.0], dtype=torch.bfloat16)
     assert as_pixels(half, torch.device("cpu")).tolist() == [0.0, 0.25, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("lr", "message"),
+    [
+        (torch.full((2, 3, 12, 16), 255.0), "lr"),
+        (torch.rand(2, 3, 64, 16), "must not be larger than their images, 64x48, got 16x64"),
+        (torch.rand(1, 3, 12, 16), "one LR picture for each of 2 images, got 1"),
+    ],
+)
+def test_lr_pictures_are_looked_at_as_the_wire_does(small_ladder, lr, message):
+    reward = LocalReward(load_predictor(small_ladder, "RM_2"), RewardWeights()).beside(lr)
+    with pytest.raises(RewardRejected, match=message):
+        reward(torch.rand(2, 3, 48, 64))

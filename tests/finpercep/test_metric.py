@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -145,3 +147,18 @@ def test_weights_loaded_into_it_are_used(metric):
     with torch.no_grad():
         expected = metric.model(images).score
     assert torch.allclose(metric(images), expected, atol=1e-5) and not torch.allclose(before, expected, atol=1e-5)
+
+
+def test_a_copy_forgets_for_itself_and_knows_its_digest(metric):
+    images = torch.rand(2, 3, 64, 64)
+    mine, before = metric(images), metric.digest
+    copied = copy.deepcopy(pickle.loads(pickle.dumps(metric)))
+    state = {
+        name: tensor + 0.01 * torch.ones_like(tensor) if tensor.is_floating_point() else tensor
+        for name, tensor in copied.state_dict().items()
+    }
+    copied.load_state_dict(state)
+    assert not torch.equal(copied(images), mine) and copied.digest != before
+    assert torch.equal(metric(images), mine) and metric.digest == before
+    copied.load_state_dict(metric.state_dict())
+    assert torch.equal(copied(images), mine) and copied.digest == before

@@ -13,7 +13,7 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 
 from data_synth.schema.errors import SchemaError
-from finpercep.cli.sr_models import policy_digest
+from finpercep.cli.sr_models import load_networks, policy_digest
 from finpercep.errors import ConfigError, WeightsError
 from finpercep.sr.loading import load_policy, packaged_policy_folder, policy_class
 from finpercep.sr.lora import adapter_state, set_adapter_state
@@ -274,3 +274,10 @@ def test_the_packaged_policies_have_names():
     assert not torch.equal(early["conv_in.weight"], finished["conv_in.weight"])
     with pytest.raises(WeightsError, match="expected tiny, tiny@00300, a folder"):
         load_policy("tiny@00301")
+
+
+def test_any_policy_that_finetune_wrote_makes_sr_images_for_a_data_set(published, tmp_path):
+    trained(published, "upscaler").save_pretrained(tmp_path / "mine")
+    networks = load_networks([f"policy:{tmp_path / 'mine'}"], scale=4, perturb=False)
+    (model,) = networks.models.values()
+    assert model.name == "mine" and model.version == policy_digest(tmp_path / "mine")

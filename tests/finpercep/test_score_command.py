@@ -127,6 +127,13 @@ def test_what_cannot_be_done_is_said(small_ladder, pictures, tmp_path):
     assert module.Row.__dataclass_fields__.keys() == set(KEYS)
 
 
+def test_no_map_is_written_over_a_picture_that_is_to_be_scored(tmp_path):
+    for name in ("a.map.png", "a.overlay.png"):
+        with pytest.raises(ConfigError, match=f"would overwrite the image .*{name}"):
+            MapFiles.plan([tmp_path / "a.png", tmp_path / name], tmp_path)
+    MapFiles.plan([tmp_path / "a.png", tmp_path / "a.map.png"], tmp_path / "maps")
+
+
 def test_images_of_one_name_get_maps_of_their_own(tmp_path):
     images = [tmp_path / name for name in ("x/photo.png", "y/photo.jpg", "photo-2.png", "z/PHOTO.png")]
     maps = MapFiles.plan(images, tmp_path / "maps")

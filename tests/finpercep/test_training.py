@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from finpercep.training.data import Selected, augment, draw_tint, epoch_index, t
 from finpercep.training.evaluate import evaluate_rung
 from finpercep.training.objective import LossWeights, triplet_losses
 from finpercep.training.processes import make_accelerator
+from finpercep.training.rung import RungTrainer
 from finpercep.training.train import RungReport, StepReport, TrainConfig, train_ladder
 
 SIDE = 64
@@ -242,6 +244,25 @@ def test_every_epoch_visits_every_sample_once():
     )
 
 
+def test_a_rung_goes_on_in_the_samples_where_the_last_one_ended():
+    accelerator = make_accelerator(torch.device("cpu"), "fp32")
+    model = build_reward_model(CONFIG.ladder.rungs()[0][1])
+    for position, before in enumerate((0, 3, 6)):
+        drawn = RungTrainer(model, None, SAMPLES, CONFIG, position, accelerator).draw(1)
+        expected = training_batch(SAMPLES, before + 1, batch_size=4, crop=48, seed=0)
+        assert torch.equal(drawn.syn, expected.syn)
+
+
+def test_a_crop_that_misses_the_fault_is_a_clean_picture():
+    rng = np.random.default_rng(0)
+    batches = [training_batch(SAMPLES, int(rng.integers(1000)), batch_size=8, crop=32, seed=0) for _ in range(6)]
+    clean = torch.cat([(batch.syn == batch.gt).flatten(1).all(dim=1) for batch in batches])
+    quality = torch.cat([batch.quality_syn for batch in batches])
+    assert 0 < clean.sum() < len(clean)
+    assert (quality[clean] == 1).all() and torch.allclose(quality[~clean], torch.tensor(0.7))
+    assert all((batch.quality_sr == 0.2).all() for batch in batches)
+
+
 def test_shares_of_a_batch_add_up_to_it():
     whole = training_batch(SAMPLES, 5, batch_size=6, crop=32, seed=0)
     parts = [training_batch(SAMPLES, 5, batch_size=6, crop=32, seed=0, share=range(at, at + 2)) for at in (0, 2, 4)]
@@ -269,6 +290,10 @@ def test_an_empty_split_is_refused(tmp_path):
         ({"validate_every": 0}, "validate_every must be at least 1"),
         ({"clip": 0.0}, "clip must be positive"),
         ({"patience": -1}, "patience must not be negative"),
+        ({"lr": -1.0}, "lr must be finite"),
+        ({"lr": math.nan}, "lr must be finite"),
+        ({"weight_decay": -1.0}, "weight_decay must be finite"),
+        ({"ladder": LadderConfig(map_strides=(12, 4)), "steps": (1, 1, 1)}, "map_stride must be a power of two"),
     ],
 )
 def test_bad_settings_are_refused(wrong, message):
