@@ -93,7 +93,11 @@ class Arm:
 
 
 ARMS: Mapping[str, Arm] = {
-    "control": Arm("none", "no reward: the supervised loss alone", own={"reward_weight": 0.0}),
+    "control": Arm("none", "no reward: the supervised loss and the Gram term", own={"reward_weight": 0.0}),
+    "control-no-gram": Arm(
+        "none", "the supervised loss alone, without the Gram term", own={"reward_weight": 0.0, "gram_weight": 0.0}
+    ),
+    "fixed-no-gram": Arm("ladder", "as fixed, without the Gram term", own={"gram_weight": 0.0}, against="control-no-gram"),
     "global": Arm("ladder", "RM_0 only, one number", {"rungs": ("RM_0",)}),
     "full": Arm("ladder", "RM_2 from the first step", {"rungs": ("RM_2",)}),
     "fixed": Arm("ladder", "RM_0 → RM_1 → RM_2, equal lengths"),

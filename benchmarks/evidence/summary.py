@@ -22,8 +22,8 @@ Run = Mapping[str, Any]
 
 FINEST = "RM_2"
 
-RIVALS = ("control", "global", "full")
-"""Arms that every other is held against: no reward, one number, and the finest map from the first step."""
+RIVALS = ("control", "control-no-gram", "global", "full")
+"""Arms that every other is held against: no reward, nor a Gram term, one number, and the finest map from the first step."""
 
 
 def load_runs(out: Path) -> dict[str, list[Run]]:

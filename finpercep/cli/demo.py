@@ -172,7 +172,7 @@ def train(folder: Path, scale: DemoScale, scratch: bool, seed: int) -> None:
 
 
 def finetune(client: RewardClient, split: PhotoSplit, out: Path, scale: DemoScale, seed: int, *, rewarded: bool = True) -> None:
-    """Fine-tune `START` on the training photos against the served ladder; or take the same steps by the supervised loss alone."""
+    """Fine-tune `START` on the training photos against the served ladder; or take the same steps without a reward."""
     from data_synth.degradations import DegradationConfig
     from finpercep.cli.finetune_run import NamedPolicy, gram_features, run_finetuning
     from finpercep.cli.photo_pairs import PhotoPairs, load_photos

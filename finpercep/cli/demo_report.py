@@ -173,7 +173,7 @@ def panel_section(evaluation: Evaluation) -> Section:
     means = {name: panel.means() for name, panel in evaluation.panels.items()}
     note = (
         f"Means over {len(evaluation.hr)} crops of the test photos; PSNR, FSIM, VSI higher is better, GMSD lower. Same LR "
-        "images, same noise. control: as many steps with the supervised loss alone."
+        "images, same noise. control: the same steps without the reward, its Gram term included."
     )
     models = ["bicubic", *MODELS, "GT"]
     tables = [
