@@ -85,7 +85,7 @@ def draw_panel(table: Mapping[str, Any], path: Path) -> None:
     axes.axvline(0, color=FAINT, zorder=0)
     axes.errorbar(means, places, xerr=np.where(np.isfinite(reach), reach, 0), fmt="o", color=INK, capsize=3)
     axes.set_yticks(places, list(shown))
-    axes.set_xlabel("difference of the panel on held-out photos, standard deviations (right is better)")
+    axes.set_xlabel("panel on held-out photos, difference in SD (right is better)")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
