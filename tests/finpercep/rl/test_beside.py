@@ -99,7 +99,7 @@ def test_every_wrapper_hands_them_on():
     for wrapped in (
         ScaledReward(plain, RungScale(2.0, 0.0)),
         BlendedReward(plain, plain, 0.5),
-        WeightedReward([(part, Scale(), plain)], 0),
+        WeightedReward([(part, Scale, plain)], 0),
         TimedReward(plain, shows_lr=True),
     ):
         beside(wrapped, LR)(IMAGES)
