@@ -7,7 +7,6 @@ import base64
 import io
 import json
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from finpercep.wire import TENSOR_MEDIA_TYPE, ScoreRequest, encode_request
 from rm_server.admission import PART_BYTES, BodyGate
 from rm_server.app import create_app
 from rm_server.batching import Batcher, BatchLimits
+from rm_server.bodies import JsonUploads
 from rm_server.engine import Engine
 from rm_server.observability import Observed
 from rm_server.problems import ReaderStalled
@@ -133,14 +133,12 @@ def test_an_icon_is_not_decoded_to_learn_its_size():
 
 
 @pytest.mark.parametrize("value", ['""', "[]", "{}", "1"])
-def test_a_json_body_of_a_million_values_is_refused_before_it_is_parsed(value):
+def test_a_json_body_of_a_million_values_is_refused_before_it_is_parsed(value, monkeypatch):
+    monkeypatch.setattr(JsonUploads, "model_validate_json", lambda _: pytest.fail("parsed"))
     body = ('{"image": [' + ",".join([value] * 1_000_000) + "]}").encode()
     with http_of(fake_ladder()) as http:
-        begun = time.process_time()
         answer = http.post("/score", content=body, headers=JSON)
-        seconds = time.process_time() - begun
     assert answer.status_code == 413 and "at most 256 images" in refusal(answer)
-    assert seconds < 1.0  # parsed, it takes several
 
 
 def test_a_large_json_body_is_scored_like_a_small_one():
