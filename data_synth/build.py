@@ -32,10 +32,10 @@ from data_synth.shards import NetworkFactory, Networks, ShardJob, ShardMaker
 from data_synth.sr_cache import SRCache
 
 SCAN_NAME = ".photo-scan.json"
+"""What the photos were found to be, kept beside the data so that resuming need not read them all again."""
 
 SCAN_THREADS = 8
 """Most photos that are decoded at once while all are looked through: a large PNG takes hundreds of MiB."""
-"""What the photos were found to be, kept beside the data so that resuming need not read them all again."""
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,10 @@ from data_synth.schema.pixels import decode_rgb, to_rgb8
 from finpercep.errors import RewardError
 from finpercep.local_reward import LocalReward
 from finpercep.predictor import Predictor, load_predictor, packaged_model_folder
-from finpercep.reward import Rewards, RewardWeights
+from finpercep.reward import SCORE_ONLY, Rewards
 
 Images = torch.Tensor | str | Path | Image.Image
 """N×3×H×W RGB in [0, 1] (or uint8), a picture's path, or a Pillow picture."""
-
-SCORE_ALONE = RewardWeights(score=1.0, max=0.0, mean=0.0)
-"""Weights under which R is the score S."""
 
 
 class FinPercepMetric(nn.Module):
@@ -80,8 +77,8 @@ class FinPercepMetric(nn.Module):
         """Score and degradation; ``reward`` is the score with gradients to a tensor of images. Errors as `forward`."""
         predictor = self._predictor()
         if isinstance(images, torch.Tensor):
-            return LocalReward(predictor, SCORE_ALONE)(images)
-        seen = predictor.assess(to_rgb8(images) if isinstance(images, Image.Image) else decode_rgb(images), SCORE_ALONE)
+            return LocalReward(predictor, SCORE_ONLY)(images)
+        seen = predictor.assess(to_rgb8(images) if isinstance(images, Image.Image) else decode_rgb(images), SCORE_ONLY)
         worst, mean = seen.max_degradation or 0.0, seen.mean_degradation or 0.0  # 0 without a map, as in `Rewards`
         numbers = [torch.tensor([number]) for number in (seen.reward, seen.score, worst, mean)]
         return Rewards(numbers[0], numbers[1], numbers[2], numbers[3])

@@ -134,6 +134,7 @@ class RewardSource(Protocol):
 
 
 SCORE_ONLY = RewardWeights(score=1.0, max=0.0, mean=0.0)
+"""Weights under which R is the score S."""
 
 
 def weights_on(source: RewardSource, rung: str, weights: RewardWeights) -> RewardWeights:

@@ -18,12 +18,13 @@ from rm_server.problems import Problem
 FIELDS = ("image", "lr")
 
 _STRUCTURE = (b'"', b",", b":", b"[", b"{")
+"""Of JSON; a body for N images has few more of these than N."""
 
 RUNG_BYTES = 4096
 """Of the body that names a rung."""
 
 INLINE_BYTES = 512 * 1024
-"""A JSON body up to this size is read on the event loop: handing it to another thread would take longer."""
+"""A body up to this size is parsed on the event loop: handing it to another thread would take longer."""
 
 
 class JsonUploads(BaseModel):
@@ -98,7 +99,8 @@ async def _read_multipart(request: Request, max_images: int) -> list[Upload]:
                 found[name].append(await value.read())
     except HTTPException as error:
         raise Problem("bad-request", f"multipart body cannot be read: {error.detail}", field="body") from error
-    return _paired(found["image"], found["lr"], max_images)
+    _check_counts(len(found["image"]), len(found["lr"]), max_images)
+    return _paired(found["image"], found["lr"])
 
 
 async def _read_json(request: Request, max_images: int) -> list[Upload]:
@@ -119,12 +121,11 @@ def _json_uploads(body: bytes, max_images: int) -> list[Upload]:
         raise Problem.of_json(error) from None
     images, lrs = (_listed(getattr(sent, name)) for name in FIELDS)
     _check_counts(len(images), len(lrs), max_images)
-    return _paired([_decoded("image", text) for text in images], [_decoded("lr", text) for text in lrs], max_images)
+    return _paired([_decoded("image", text) for text in images], [_decoded("lr", text) for text in lrs])
 
 
-def _paired(images: list[bytes], lrs: list[bytes], max_images: int) -> list[Upload]:
-    """Images with their low-resolution pictures. Raises `Problem`."""
-    _check_counts(len(images), len(lrs), max_images)
+def _paired(images: list[bytes], lrs: list[bytes]) -> list[Upload]:
+    """Images with their low-resolution pictures, of which there are as many or none."""
     return [Upload(image, lrs[index] if lrs else None) for index, image in enumerate(images)]
 
 

@@ -40,18 +40,18 @@ def admitted_pixels(uploads: Sequence[Upload], options: ScoreOptions, max_pixels
 
     One that is no picture, or too large, will be refused and counts as none.
     """
-    total = 0
-    for body, side in ((body, side) for upload in uploads for body, side in ((upload.image, options.map_side), (upload.lr, 0))):
-        if body is None:
-            continue
-        try:
-            height, width = stored_size(body, max_pixels=max_pixels)
-        except ImageError:
-            continue
-        total += height * width
-        if side > max(height, width):
-            total += side * side * min(height, width) // max(height, width)
-    return total
+    images = sum(_pixels(upload.image, max_pixels, options.map_side) for upload in uploads)
+    return images + sum(_pixels(upload.lr, max_pixels) for upload in uploads if upload.lr is not None)
+
+
+def _pixels(body: bytes, max_pixels: int, map_side: int = 0) -> int:
+    """Of one picture, and of a map of it with ``map_side`` px on its longer side, if that is larger."""
+    try:
+        height, width = stored_size(body, max_pixels=max_pixels)
+    except ImageError:
+        return 0
+    shorter, longer = sorted((height, width))
+    return height * width + (map_side * map_side * shorter // longer if map_side > longer else 0)
 
 
 def prepared(upload: Upload, rung: ServedRung, options: ScoreOptions, max_pixels: int) -> ImageWork | Problem:

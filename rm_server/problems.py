@@ -37,6 +37,9 @@ GONE = 499
 UNSAID: Any = object()
 """What was received is not said; it may be None."""
 
+_UNION_TAGS = ("str", "list[str]")
+"""What pydantic says of the member of a union it tried, between the names of fields."""
+
 
 class Problem(FinpercepError):
     """No result, and why.
@@ -78,8 +81,7 @@ class Problem(FinpercepError):
     def of_json(cls, error: ValidationError) -> Problem:
         """A JSON body of another shape: the fault that lies deepest, since those above it follow from it."""
         fault = max(error.errors(include_url=False, include_input=False), key=lambda one: len(one["loc"]))
-        names = (str(part) for part in fault["loc"] if isinstance(part, int) or str(part).isidentifier())  # no tags of unions
-        field = ".".join(name for name in names if name != "str") or "body"
+        field = ".".join(str(part) for part in fault["loc"] if part not in _UNION_TAGS) or "body"
         return cls("unprocessable", f"{field}: {fault['msg']}", field=field)
 
 

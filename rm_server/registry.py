@@ -21,10 +21,11 @@ from finpercep.wire import WIRE_VERSION, ModelId, ModelReply, RungReply
 from rm_server import canary
 from rm_server.problems import Problem
 
-_INDEX = re.compile(r"-?[0-9]{1,3}", re.ASCII)
-
 if TYPE_CHECKING:
     from finpercep.predictor import Predictor
+
+_INDEX = re.compile(r"-?[0-9]{1,3}", re.ASCII)
+"""How a rung is asked for by its place."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from finpercep.reward import RewardWeights
 from finpercep.wire import ScoreReply, Timing, decode_request, encode_response
 from rm_server import canary
 from rm_server.batching import BatchLimits, Done
+from rm_server.bodies import INLINE_BYTES
 from rm_server.engine import Engine, ImageResult, ImageWork, Outcome
 from rm_server.observability import Metrics
 from rm_server.options import ScoreOptions
@@ -34,9 +35,6 @@ CPU_BATCH_PIXELS, GPU_BATCH_PIXELS = 128 * 1024, 32 * 1024 * 1024
 
 CPU_LANES = 4
 """Most batches at once on a CPU by default: each takes memory of its own."""
-
-INLINE_BYTES = 512 * 1024
-"""A tensor message up to this size is read on the event loop: handing it to another thread would take longer."""
 
 CANARY_SECONDS = 5.0
 """A canary's result is believed for so long, so that probes cost little."""
@@ -114,7 +112,7 @@ class Service:
             self._cold = None
 
     async def _warm(self, rung: ServedRung) -> None:
-        """Alone and in full batches, with gradients and without; not against the clock. Raises `Problem`."""
+        """Alone and in full batches, with gradients and without. Raises `Problem`."""
         for height, width in self.settings.warm_up_sizes:
             blank = torch.full((3, height, width), 128, dtype=torch.uint8)
             most = self.engine.batcher.limits.batch_pixels // (height * width)

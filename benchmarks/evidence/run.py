@@ -28,7 +28,7 @@ from finpercep.curriculum.watch import HIGHER_BETTER
 from finpercep.errors import Diverged
 from finpercep.local_reward import LocalSource
 from finpercep.predictor import load_predictors, packaged_model_folder
-from finpercep.reward import RewardWeights
+from finpercep.reward import RewardWeights, weights_on
 from finpercep.rl.world import ALONE
 from finpercep.sr.diffusion import DiffusionPolicy
 from finpercep.sr.loading import load_policy
@@ -94,8 +94,7 @@ def measure(policy: SRPolicy, photos: Photos) -> tuple[dict[str, Any], torch.Ten
     source = LocalSource(load_predictors(packaged_model_folder()))
     with torch.no_grad():
         for rung in source.rungs():
-            weights = RewardWeights() if source.has_map(rung) else RewardWeights(1.0, 0.0, 0.0)
-            reward = source.reward_fn(rung, weights)
+            reward = source.reward_fn(rung, weights_on(source, rung, RewardWeights()))
             rewards[rung] = torch.cat([reward(part).reward for part in images.split(8)]).tolist()
     return {"panel": {name: panel[name].tolist() for name in MEASURES}, "rewards": rewards}, images
 

@@ -136,16 +136,15 @@ def _load(table: HubTable) -> Any:
     except ImportError as error:
         raise PhotoError("Hugging Face data sets need the datasets library: pip install 'finpercep[train]'") from error
     path = Path(table.name)
+    is_saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+    if is_saved and "[" in table.split:
+        raise PhotoError(f"hf:{table.name}: a saved data set has no slices, got {table.split}; name a split alone")
     try:
-        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-            if "[" in table.split:
-                raise PhotoError(f"hf:{table.name}: a saved data set has no slices, got {table.split}; name a split alone")
+        if is_saved:
             return datasets.load_from_disk(str(path))
         if path.is_file():
             return datasets.load_dataset("parquet", data_files={"train": str(path)}, split=table.split or None)
         return datasets.load_dataset(table.name, split=table.split or None)
-    except PhotoError:
-        raise
     except ConnectionError as error:
         raise PhotoError(
             f"hf:{table.name}: no such folder here, and the hub cannot be reached ({first_line(error)}); "

@@ -124,8 +124,8 @@ def demo(
         with watch.phase("5/6 control: the same steps without a reward"):
             finetune(client, split, folder / "control", scale, seed, rewarded=False)
     with watch.phase("6/6 measuring the SR models"):
-        ended = {name: str(folder / run / "final") for name, run in (("control", "control"), ("after", "finetune"))}
-        policies = {"before": START, **ended}
+        control, after = (str(folder / run / "final") for run in ("control", "finetune"))
+        policies = {"before": START, "control": control, "after": after}
         evaluation = evaluate_policies(policies, split.test, folder / "ladder", scale.crop, scale.evaluation_crops, seed)
     report = compose(folder, planted, evaluation, watch.with_rest, scratch=scratch)
     write_report(report, folder / "report.html")

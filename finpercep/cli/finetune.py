@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from finpercep.cli.console import figures_table, say, show
 from finpercep.cli.options import Device, Policy, TokenFile, read_token
 from finpercep.errors import ConfigError
+
+if TYPE_CHECKING:
+    from finpercep.cli.publishing import ServerAccess
 
 
 def finetune(
@@ -83,7 +86,7 @@ def finetune(
     from finpercep.cli.finetune_config import REFRESH_TABLE, finetune_config, policy_settings, refresh_config
     from finpercep.cli.finetune_run import NamedPolicy, gram_features, run_finetuning
     from finpercep.cli.photo_pairs import PhotoPairs, digest_of_photos
-    from finpercep.cli.publishing import ServerAccess, unrefreshed
+    from finpercep.cli.publishing import unrefreshed
     from finpercep.cli.refresh import FOLDER, open_refresher
     from finpercep.cli.reward_sources import open_rewards
     from finpercep.cli.training_photos import photos_of
@@ -105,12 +108,9 @@ def finetune(
     }
     resolved = finetune_config(config, algorithm, flags, settings or ())
     renewal = refresh_config(config, refresh, refresh_set or ())
-    if (model_root or admin_token_file) and not renewal.samples:
-        raise ConfigError("--model-root and --admin-token-file are of --refresh, and nothing is to be refreshed")
-    if bool(model_root) != bool(admin_token_file):
-        raise ConfigError("--model-root and --admin-token-file go together")
     if on_alarm and not resolved.monitor.every:
         raise ConfigError("--on-alarm is of --monitor, and nothing is watched")
+    access = _access(model_root, admin_token_file, refreshes=renewal.samples > 0)
     photos = photos_of(data, resolved.crop, hold_out=resolved.monitor.every > 0, seed=resolved.seed)
     world, where = join_world(resolve_device(device))
     gram = gram_features(features, where)
@@ -133,8 +133,6 @@ def finetune(
             for about in rewards.values():
                 if "rungs" in about:
                     about["rungs"] = unrefreshed(out / FOLDER, about["rungs"])
-            admin = read_token(admin_token_file)
-            access = ServerAccess(model_root, admin) if model_root and admin else None
             refresher = open_refresher(
                 reward, source, photos.source, renewal, out, seed=resolved.seed, device=where, world=world, access=access
             )
@@ -157,3 +155,15 @@ def finetune(
         rows = [(name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in last.items()]
         show(figures_table("last step", rows))
     say(f"fine-tuned model written to {out / 'final'}")
+
+
+def _access(model_root: Path | None, admin_token_file: Path | None, *, refreshes: bool) -> ServerAccess | None:
+    """What a served reward is refreshed with. Raises `ConfigError` where half of it is given, or it would be of no use."""
+    from finpercep.cli.publishing import ServerAccess
+
+    if (model_root or admin_token_file) and not refreshes:
+        raise ConfigError("--model-root and --admin-token-file are of --refresh, and nothing is to be refreshed")
+    if bool(model_root) != bool(admin_token_file):
+        raise ConfigError("--model-root and --admin-token-file go together")
+    admin = read_token(admin_token_file)
+    return ServerAccess(model_root, admin) if model_root and admin else None
