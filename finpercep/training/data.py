@@ -86,6 +86,8 @@ class TripletBatch:
         mask: (N, H, W) float32 in [0, 1]; 1 where syn is sr.
         map: (N, H, W) float32, M_gt of syn in [0, 1], 1 = degraded.
         quality_syn: (N,) full-reference pseudo quality of syn in [0, 1]; ``quality_sr`` likewise. That of gt is 1.
+        milder: (N,) float32 in [0, 1), what a milder version of a fault keeps of its difference from gt.
+        milder_of_sr: (N,) bool, whether it is a milder sr, or else a milder syn.
     """
 
     gt: torch.Tensor
@@ -97,6 +99,8 @@ class TripletBatch:
     map: torch.Tensor
     quality_syn: torch.Tensor
     quality_sr: torch.Tensor
+    milder: torch.Tensor
+    milder_of_sr: torch.Tensor
 
 
 def training_batch(
@@ -126,7 +130,8 @@ def training_batch(
     rows = [samples[epoch_index(len(samples), position, seed)] for position in positions]
     rngs = [np.random.default_rng((seed, position)) for position in positions]
     planes = [augment(row, rng, crop) for row, rng in zip(rows, rngs, strict=True)]
-    return _stack(planes, rows, lr_known=np.array([rng.uniform() < lr_known for rng in rngs]))
+    seen, milder, coin = np.array([rng.uniform(size=3) for rng in rngs], dtype=np.float32).T
+    return _stack(planes, rows, lr_known=seen < lr_known, milder=milder, milder_of_sr=coin < 0.5)
 
 
 def epoch_index(length: int, position: int, seed: int) -> int:
@@ -138,7 +143,10 @@ def epoch_index(length: int, position: int, seed: int) -> int:
 def whole_batch(samples: Samples, indexes: Sequence[int]) -> TripletBatch:
     """The given samples uncropped and unaugmented, for evaluation; every LR picture is known."""
     rows = [samples[index] for index in indexes]
-    return _stack([_planes(row) for row in rows], rows, lr_known=np.ones(len(rows), dtype=bool))
+    every = np.ones(len(rows), dtype=bool)
+    return _stack(
+        [_planes(row) for row in rows], rows, lr_known=every, milder=0.5 * every.astype(np.float32), milder_of_sr=~every
+    )
 
 
 Planes = dict[str, npt.NDArray[np.float32]]
@@ -229,10 +237,11 @@ def augment(row: Row, rng: np.random.Generator, crop: int) -> Planes:
     return moved if tint is None else {name: tint.apply(moved[name]) if name in PICTURES else moved[name] for name in moved}
 
 
-def _stack(planes: Sequence[Planes], rows: Sequence[Row], *, lr_known: npt.NDArray[np.bool_]) -> TripletBatch:
+def _stack(planes: Sequence[Planes], rows: Sequence[Row], **drawn: npt.NDArray[Any]) -> TripletBatch:
     stacked = {name: torch.from_numpy(np.stack([p[name] for p in planes])) for name in planes[0]}
     qualities = {name: torch.tensor([getattr(row, name) for row in rows]) for name in ("quality_syn", "quality_sr")}
     for name in ("syn", "sr"):  # a crop that misses the fault is a clean picture, whatever the whole one is worth
         same = (stacked[name] == stacked["gt"]).flatten(1).all(dim=1)
         qualities[f"quality_{name}"] = torch.where(same, 1.0, qualities[f"quality_{name}"])
-    return TripletBatch(**stacked, **{name: q.float() for name, q in qualities.items()}, lr_known=torch.from_numpy(lr_known))
+    tossed = {name: torch.from_numpy(values) for name, values in drawn.items()}
+    return TripletBatch(**stacked, **{name: q.float() for name, q in qualities.items()}, **tossed)
