@@ -95,7 +95,7 @@ def _severity_loss(
     batch: TripletBatch,
     margin: float,
 ) -> torch.Tensor:
-    """Ranks S_gt > S_milder > S of the fault. q = exp(−distance/τ), and the distance is taken to be in proportion to the fault."""
+    """Ranks S_gt > S_milder > S of the fault. q = exp(−distance/τ), and the distance is taken as proportional to the fault."""
     score = torch.where(batch.milder_of_sr, score_sr, score_syn)
     quality = torch.where(batch.milder_of_sr, batch.quality_sr, batch.quality_syn)
     between = quality**batch.milder
