@@ -28,6 +28,9 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENC
 _ONE_THREAD = dict.fromkeys(_THREADS, "1")
 """Ray counts one CPU a worker; the libraries would take all of the machine's, in every worker."""
 
+_NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+"""Ray itself hides a node's GPUs in some versions only."""
+
 _LOCAL_STORE = 256 * 2**20
 """Bytes of Ray's object store on a cluster we start: rows are a path and some JSON."""
 
@@ -92,7 +95,7 @@ class RayEngine:
                 compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(jobs)), max_tasks_in_flight_per_actor=2),
                 num_cpus=1,
                 num_gpus=self.gpus_per_worker or None,
-                runtime_env={"env_vars": _ONE_THREAD},
+                runtime_env={"env_vars": _ONE_THREAD if self.gpus_per_worker else _ONE_THREAD | _NO_GPU},
                 max_restarts=self.retries,
                 max_task_retries=self.retries,
             )

@@ -70,7 +70,8 @@ class FakeMaker:
         digest = hashlib.sha256(job.path.encode()).hexdigest()
         write_atomically(self.out / job.path, models["doubling"].double(digest).encode())
         threads = {"torch": torch.get_num_threads(), "openmp": os.environ.get("OMP_NUM_THREADS")}
-        return {"pid": os.getpid(), "threads": threads, "folder": str(Path.cwd()), "digest": digest, "rows": 3}
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return {"pid": os.getpid(), "threads": threads, "gpus": gpus, "folder": str(Path.cwd()), "digest": digest, "rows": 3}
 
     def fail(self, job: FakeJob) -> None:
         if job.path == "nan":
@@ -216,6 +217,7 @@ def two_nodes_make_the_same(out: Path) -> None:
     check(done, out / "ray", contents(out / "here"), loads=2)
     for _, made in done:
         assert made["threads"] == {"torch": 1, "openmp": "1"}
+        assert made["gpus"] == ""  # none was asked for
         assert made["folder"] == str(Path.cwd())
     assert not ray.is_initialized()  # it disconnected …
     with connect():
