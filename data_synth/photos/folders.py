@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from data_synth.photos.photo import Photo, PhotoError
@@ -12,14 +14,14 @@ _TABLE_SUFFIXES = frozenset({".parquet", ".arrow"})
 
 
 def find_photos(folder: Path) -> list[Photo]:
-    """All pictures below ``folder`` (recursive; hidden files and folders left out), in a stable order.
+    """All pictures below ``folder``, links to folders included, hidden files and folders left out, in a stable order.
 
     Raises:
         PhotoError: the folder does not exist or holds no picture.
     """
     if not folder.is_dir():
         raise PhotoError(f"{folder}: expected a folder of photos, found none; check the path")
-    files = [path for path in folder.rglob("*") if not _is_hidden(path.relative_to(folder)) and path.is_file()]
+    files = list(_files(folder))
     paths = sorted(path for path in files if path.suffix.lower() in PHOTO_SUFFIXES)
     if not paths:
         if any(path.suffix in _TABLE_SUFFIXES for path in files):
@@ -28,8 +30,16 @@ def find_photos(folder: Path) -> list[Photo]:
     return [Photo(path.relative_to(folder).as_posix(), path) for path in paths]
 
 
-def _is_hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
+def _files(folder: Path) -> Iterator[Path]:
+    seen = set()  # a link may lead back
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = (Path(place, name) for name in names if not name.startswith("."))
+        yield from (path for path in paths if path.is_file())
 
 
 def folder_licence(folder: Path) -> str:

@@ -133,6 +133,18 @@ def test_folders_are_searched_recursively(tmp_path):
     assert [photo.source_id for photo in find_photos(tmp_path)] == ["b.png", "nested/a.PNG"]
 
 
+def test_a_link_to_a_folder_is_gone_into_once(tmp_path):
+    elsewhere, photos = tmp_path / "elsewhere", tmp_path / "photos"
+    (elsewhere / "deep").mkdir(parents=True)
+    photos.mkdir()
+    for path in (elsewhere / "a.png", elsewhere / "deep" / "b.png", photos / "c.png"):
+        path.touch()
+    (photos / "linked").symlink_to(elsewhere)
+    (photos / "twice").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(photos)
+    assert [photo.source_id for photo in find_photos(photos)] == ["c.png", "linked/a.png", "linked/deep/b.png"]
+
+
 def test_folders_without_pictures_are_named(tmp_path):
     with pytest.raises(PhotoError, match=str(tmp_path)):
         find_photos(tmp_path)
