@@ -152,7 +152,7 @@ def difference(before: float, after: float, digits: int) -> str:
 
 
 def panel_table(names: Sequence[str], columns: dict[str, dict[str, float]], note: str) -> Table:
-    """Metrics as rows, models as columns; the last column is the change from the second-last to the last model."""
+    """Metrics as rows, models as columns; the last column is the last model less the one before it."""
     digits = {"psnr": 2}
     models = list(columns)
     rows = []
@@ -165,4 +165,4 @@ def panel_table(names: Sequence[str], columns: dict[str, dict[str, float]], note
                 difference(values[-2], values[-1], digits.get(name, 4)),
             ]
         )
-    return Table(["metric", *models, "change"], rows, note)
+    return Table(["metric", *models, f"{models[-1]} − {models[-2]}"], rows, note)
