@@ -11,7 +11,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,9 @@ DEFAULT_TIMEOUT = 120.0
 DEFAULT_PATIENCE = 3.0
 CONNECT_TIMEOUT = 5.0
 """Seconds for one connection to be made."""
+
+SLICE = 2**18
+"""Bytes that are sent between two looks at the clock."""
 
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
 """Seconds before the second try, and at most before any later one: they double, and a random part up to half is taken off."""
@@ -194,16 +197,42 @@ class Connection:
                 return done
 
     def _ask(self, step: Attempt, method: str, path: str, content: dict[str, Any]) -> httpx.Response:
-        """The answer, whole: httpx's own time-outs are of each read, and a server may send a byte now and then."""
+        """The answer, whole: httpx's own time-outs are of each read and write, and a server may move a byte now and then."""
         until = self._clock() + step.timeout
-        with self._http.stream(method, f"{step.url}{path}", timeout=_timeout(step), **content) as answer:
+
+        def require_time(error: type[httpx.TimeoutException], what: str) -> None:
+            if self._clock() > until:
+                raise error(f"the {what} took too long", request=request)
+
+        request = self._http.build_request(method, f"{step.url}{path}", timeout=_timeout(step), **content)
+        assert isinstance(request.stream, httpx.SyncByteStream)
+        request.stream = _InSlices(request.stream, lambda: require_time(httpx.WriteTimeout, "request"))
+        answer = self._http.send(request, stream=True)
+        try:
             parts = []
             for part in answer.iter_bytes():
                 parts.append(part)
-                if self._clock() > until:
-                    raise httpx.ReadTimeout("the answer took too long", request=answer.request)
+                require_time(httpx.ReadTimeout, "answer")
+        finally:
+            answer.close()
         decoded = [(name, value) for name, value in answer.headers.multi_items() if name not in _OF_THE_TRANSFER]
-        return httpx.Response(answer.status_code, headers=decoded, content=b"".join(parts), request=answer.request)
+        return httpx.Response(answer.status_code, headers=decoded, content=b"".join(parts), request=request)
+
+
+class _InSlices(httpx.SyncByteStream):
+    """A body in slices of at most `SLICE`; ``before_each`` may raise."""
+
+    def __init__(self, body: httpx.SyncByteStream, before_each: Callable[[], None]) -> None:
+        self._body, self._before_each = body, before_each
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self._body:
+            for start in range(0, len(part), SLICE):
+                self._before_each()
+                yield part[start : start + SLICE]
+
+    def close(self) -> None:
+        self._body.close()
 
 
 class AsyncConnection:

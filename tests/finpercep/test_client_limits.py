@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
@@ -21,8 +21,8 @@ from tests.fakes import AppTransport, fake_ladder, photo, registry_of
 
 
 @contextmanager
-def trickling():
-    """A server that sends a byte of its answer now and then, and never ends."""
+def server(handle):
+    """A server that has ``handle(connection, over)`` do with each connection what it will, until the event ``over``."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         over = threading.Event()
 
@@ -32,14 +32,8 @@ def trickling():
                     connection, _ = listener.accept()
                 except OSError:
                     return
-                with connection:
-                    connection.recv(65536)
-                    try:
-                        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
-                        while not over.wait(0.1):
-                            connection.sendall(b" ")
-                    except OSError:
-                        continue
+                with connection, suppress(OSError):
+                    handle(connection, over)
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
@@ -49,6 +43,20 @@ def trickling():
             over.set()
             listener.close()
             thread.join(5)
+
+
+def trickling(connection, over):
+    """Sends a byte of its answer now and then, and never ends."""
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+    while not over.wait(0.1):
+        connection.sendall(b" ")
+
+
+def sipping(connection, over):
+    """Takes a little of the request now and then."""
+    while not over.wait(0.02):
+        connection.recv(2**17)
 
 
 def ask(url: str) -> None:
@@ -66,10 +74,32 @@ def ask_awaited(url: str) -> None:
 
 @pytest.mark.parametrize("way", [ask, ask_awaited])
 def test_the_deadline_is_of_the_whole_answer(way):
-    with trickling() as url:
+    with server(trickling) as url:
         begun = time.monotonic()
         with pytest.raises(RewardUnavailable, match="did not answer in time"):
             way(url)
+        assert time.monotonic() - begun < 5
+
+
+def upload(url: str, images: torch.Tensor) -> None:
+    with RewardClient(url, timeout=0.5, patience=0) as client:
+        client.score_tensor(images)
+
+
+def upload_awaited(url: str, images: torch.Tensor) -> None:
+    async def upload_them():
+        async with AsyncRewardClient(url, timeout=0.5, patience=0) as client:
+            await client.score_tensor(images)
+
+    asyncio.run(upload_them())
+
+
+@pytest.mark.parametrize("way", [upload, upload_awaited])
+def test_the_deadline_is_of_the_whole_request(way):
+    with server(sipping) as url:
+        begun = time.monotonic()
+        with pytest.raises(RewardUnavailable, match="did not answer in time"):
+            way(url, torch.zeros(1, 3, 4096, 6144, dtype=torch.uint8))  # 72 MiB: 11 s, with no long pause
         assert time.monotonic() - begun < 5
 
 
