@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from data_synth.device import computes_bf16
 from data_synth.schema.pixels import write_atomically
 from data_synth.zoo import losses
 from data_synth.zoo.errors import ZooError
@@ -46,7 +47,7 @@ class ZooTrainConfig:
         snapshots: shares of a member's steps after which its weights are kept; the last must be 1.
         save_every: steps between run states.
         seed: decides first weights and batches.
-        autocast: convolve in bfloat16, about twice as fast on recent CPUs and GPUs.
+        autocast: convolve in bfloat16 where the device computes it in hardware, about twice as fast there.
     """
 
     steps: int = 2000
@@ -149,6 +150,7 @@ class MemberTrainer:
     def __init__(self, member: Member, config: ZooTrainConfig, device: torch.device) -> None:
         self.member, self.config, self.device = member, config, device
         self.objective = member.objective
+        self._is_narrow = config.autocast and bool(computes_bf16(device))
         seed = (config.seed * 2654435761 + name_seed(member.name)) % 2**63
         self.generator = build_generator(member.generator, seed).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.optimiser = torch.optim.Adam(self.generator.parameters(), lr=member.learning_rate, betas=_BETAS)
@@ -223,7 +225,7 @@ class MemberTrainer:
             return [level.float() for level in self.features(image)]
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.autocast)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_narrow)
 
     # -- run state --------------------------------------------------------------------------------------------------
 

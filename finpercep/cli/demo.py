@@ -155,7 +155,6 @@ def train(folder: Path, scale: DemoScale, scratch: bool, seed: int) -> None:
     """Train the ladder into ``folder/ladder``, unless it is already there."""
     import torch
 
-    from data_synth.device import computes_bf16
     from finpercep.cli.train_rm import architecture_of, parents_of, run_training
     from finpercep.cli.train_rm_config import train_config
 
@@ -164,7 +163,6 @@ def train(folder: Path, scale: DemoScale, scratch: bool, seed: int) -> None:
         "steps": scale.scratch_steps if scratch else scale.rung_steps,
         "batch_size": scale.batch_size,
         "lr": 1e-3 if scratch else scale.lr,
-        "precision": "bf16" if computes_bf16(torch.device("cpu")) else "fp32",
         "seed": seed,
     }
     config = train_config(None, flags, architecture_of(parents))

@@ -190,7 +190,6 @@ class LadderRefresher:
 
     def _train_config(self, models: Sequence[FinPercepRM]) -> TrainConfig:
         """Of a ladder that ends with the rung to train; ``models`` are its rungs as they are."""
-        from data_synth.device import computes_bf16
         from finpercep.cli.train_rm_config import train_config
 
         flags = {
@@ -199,10 +198,9 @@ class LadderRefresher:
             "batch_size": self._config.batch_size,
             "crop": self._config.crop,
             "lr": self._config.lr,
-            "precision": "bf16" if computes_bf16(self._device) else "fp32",
             "seed": self._seed,
         }
-        return train_config(None, flags, models[-1].config)
+        return train_config(None, flags, models[-1].config, self._device)
 
     def _judge(self, rung: str, folder: Path, own: Samples, frozen: Samples) -> None:
         """Measure the rung before and after on both test splits, and write the record."""

@@ -46,7 +46,7 @@ def train_rm(
     batch_size: Annotated[int | None, typer.Option(help="Triplets a step, of all processes together; default 16.")] = None,
     crop: Annotated[int | None, typer.Option(help="Side of the random crop in px; default 128.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate; default 0.001.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32|bf16|fp16 (GPU only); default bf16.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto|fp32|bf16|fp16 (GPU only); default auto.")] = None,
     ema: Annotated[float | None, typer.Option(help="Decay of the averaged weights; 0: none; default 0.999.")] = None,
     clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient; default 1.")] = None,
     validate_every: Annotated[int | None, typer.Option(help="Steps between looks at validation photos; default 100.")] = None,
@@ -102,7 +102,8 @@ def train_rm(
         "seed": seed,
     }
     parents = parents_of(start)
-    settings, where = train_config(config, flags, architecture_of(parents)), resolve_device(device)
+    where = resolve_device(device)
+    settings = train_config(config, flags, architecture_of(parents), where)
     if dry_run:
         from finpercep.cli.train_rm_rehearsal import show_rehearsal
 

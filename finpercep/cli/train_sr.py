@@ -44,7 +44,7 @@ def train_sr(
     import torch
 
     from data_synth.degradations import DegradationConfig
-    from data_synth.device import resolve_device
+    from data_synth.device import computes_bf16, resolve_device
     from data_synth.photos import find_photos, split_photos
     from finpercep.cli.photo_pairs import PhotoPairs, digest_of_photos, load_photos
     from finpercep.sr.pretrain import PretrainConfig, measure_residual_std, pretrain
@@ -60,9 +60,10 @@ def train_sr(
     folders = [folder.resolve().name for folder in data]
     claim_config(out / "config.toml", {"pretrain": dataclasses.asdict(config), "data": folders, "photos": pixels})
     torch.manual_seed(seed)
-    policy = TinyDiffusionSR(build_unet(), build_scheduler(), TinyConfig(), autocast=True)
+    on = resolve_device(device)
+    policy = TinyDiffusionSR(build_unet(), build_scheduler(), TinyConfig(), autocast=bool(computes_bf16(on)))
     policy.residual_std = measure_residual_std(policy, pairs, seed)
-    policy.to(resolve_device(device))
+    policy.to(on)
     say(f"{len(pairs.photos)} photos to train on, residual std {policy.residual_std:.4f}")
     keep_metrics(out / METRICS_NAME, lambda _: True)
     with progress_bar() as bar:
@@ -85,6 +86,7 @@ def evaluate(folder: Path, photos: Sequence[RGB8], seed: int, device: torch.devi
     import torch
 
     from data_synth.degradations import DegradationConfig
+    from data_synth.device import computes_bf16
     from finpercep.cli.photo_pairs import PhotoPairs
     from finpercep.sr.loading import load_policy
     from finpercep.sr.panel import panel_scores
@@ -95,7 +97,9 @@ def evaluate(folder: Path, photos: Sequence[RGB8], seed: int, device: torch.devi
     hr, lr = PhotoPairs(photos, EVALUATION_CROP, DegradationConfig.light()).fixed(len(photos), seed)
     bicubic = torch.nn.functional.interpolate(lr, scale_factor=4, mode="bicubic", align_corners=False).clamp(0, 1)
     means = {"bicubic": panel_scores(bicubic, hr).means()}
-    policy = load_policy(str(folder), device=device, settings=PolicySettings(precision="bfloat16"))
+    policy = load_policy(
+        str(folder), device=device, settings=PolicySettings(precision="bfloat16" if computes_bf16(device) else "float32")
+    )
     for steps, eta in EVALUATED:
         variant = policy.with_sampler(Sampler(steps, eta=eta))
         images = sample_images(variant, lr, range(len(lr))).cpu()

@@ -50,7 +50,7 @@ class TrainConfig:
     weight_decay: float = 1e-2
     clip: float = 1.0
     ema: float = 0.999
-    precision: Precision = "bf16"
+    precision: Precision = "fp32"
     validate_every: int = 100
     validate_samples: int = 64
     patience: int = 0

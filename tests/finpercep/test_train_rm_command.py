@@ -150,6 +150,16 @@ def test_a_crop_that_does_not_fit_is_refused(data, tmp_path, crop):
     assert result.exit_code != 0 and "multiple of its scale 4" in f"{result.output}{result.exception}"
 
 
+@pytest.mark.parametrize(("in_hardware", "precision"), [(True, "bf16"), (False, "fp32"), (None, "fp32")])
+def test_brain_floats_are_taken_where_they_are_computed_in_hardware(monkeypatch, tmp_path, in_hardware, precision):
+    monkeypatch.setattr("finpercep.cli.train_rm_config.computes_bf16", lambda device: in_hardware)
+    file = tmp_path / "rm.toml"
+    file.write_text('precision = "bf16"\n')
+    assert train_config(None, {}).precision == precision
+    assert train_config(file, {"precision": "auto"}).precision == precision
+    assert train_config(file, {}).precision == "bf16"
+
+
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     file = tmp_path / "rm.toml"
     file.write_text("lr = 0.5\nbatch_size = 3\nsteps = [1, 2]\n[ladder]\nmap_strides = [8]\n[loss]\nrank = 7.0\n")
