@@ -75,7 +75,7 @@ SUITE = (
     Benchmark("policy_memory", "", ""),
     Benchmark("credit_assignment", "--seeds 6 --draws 6 --truth 24", "--questions tiny --pairs 1 --draws 1 --truth 2 --group 2"),
 )
-"""Without `held_out_families` and `evidence`, which take hours and days."""
+"""Without `loss_weights`, `held_out_families` and `evidence`, which take an hour, hours and days."""
 
 DATASET_SAMPLES, QUICK_SAMPLES = 2000, 24
 

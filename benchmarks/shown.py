@@ -156,6 +156,19 @@ def _unseen_faults(record: Record) -> Iterator[Table | Picture]:
     )
 
 
+def _loss_weights(record: Record) -> Iterator[Table | Picture]:
+    rows = record["rows"]
+    seeds = len(next(iter(next(iter(rows.values())).values())))
+    names = list(next(iter(rows.values())))
+    shown: list[list[Cell]] = [
+        [row, *(plus_minus(float(np.mean(found[name])), float(np.std(found[name], ddof=1))) for name in names)]
+        for row, found in rows.items()
+    ]
+    trained = f"{record['steps']} steps of {record['batch_size']} triplets, {record['trained_on']:,} samples"
+    about = f"{trained}; {record['tested_on']} test samples; mean ± standard deviation over {seeds} seeds."
+    yield Table(("changed", *names), shown, about)
+
+
 def _held_out_families(record: Record) -> Iterator[Table | Picture]:
     for fold, found in record["folds"].items():
         table = _judges(found["judges"])
@@ -298,6 +311,7 @@ VIEWS: Mapping[str, View] = {
     "rm_calibration": _rm_calibration,
     "score_heads": _score_heads,
     "unseen_faults": _unseen_faults,
+    "loss_weights": _loss_weights,
     "held_out_families": _held_out_families,
     "ground_truth_sanity": _ground_truth_sanity,
     "synth_speed": _synth_speed,
