@@ -199,20 +199,16 @@ class Connection:
     def _ask(self, step: Attempt, method: str, path: str, content: dict[str, Any]) -> httpx.Response:
         """The answer, whole: httpx's own time-outs are of each read and write, and a server may move a byte now and then."""
         until = self._clock() + step.timeout
-
-        def require_time(error: type[httpx.TimeoutException], what: str) -> None:
-            if self._clock() > until:
-                raise error(f"the {what} took too long", request=request)
-
         request = self._http.build_request(method, f"{step.url}{path}", timeout=_timeout(step), **content)
         assert isinstance(request.stream, httpx.SyncByteStream)
-        request.stream = _InSlices(request.stream, lambda: require_time(httpx.WriteTimeout, "request"))
+        request.stream = _InSlices(request.stream, lambda: self._clock() > until)
         answer = self._http.send(request, stream=True)
         try:
             parts = []
             for part in answer.iter_bytes():
                 parts.append(part)
-                require_time(httpx.ReadTimeout, "answer")
+                if self._clock() > until:
+                    raise httpx.ReadTimeout("the answer took too long", request=request)
         finally:
             answer.close()
         decoded = [(name, value) for name, value in answer.headers.multi_items() if name not in _OF_THE_TRANSFER]
@@ -220,15 +216,16 @@ class Connection:
 
 
 class _InSlices(httpx.SyncByteStream):
-    """A body in slices of at most `SLICE`; ``before_each`` may raise."""
+    """A body in slices of at most `SLICE`, until it is late."""
 
-    def __init__(self, body: httpx.SyncByteStream, before_each: Callable[[], None]) -> None:
-        self._body, self._before_each = body, before_each
+    def __init__(self, body: httpx.SyncByteStream, is_late: Callable[[], bool]) -> None:
+        self._body, self._is_late = body, is_late
 
     def __iter__(self) -> Iterator[bytes]:
         for part in self._body:
             for start in range(0, len(part), SLICE):
-                self._before_each()
+                if self._is_late():
+                    raise httpx.WriteTimeout("the request took too long")
                 yield part[start : start + SLICE]
 
     def close(self) -> None:

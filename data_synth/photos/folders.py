@@ -31,15 +31,18 @@ def find_photos(folder: Path) -> list[Photo]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    seen = set()  # a link may lead back
-    for place, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:
+    """Every place once, though a link lead back to it; folders come before links to folders."""
+    seen = set()
+    for name, folders, files in os.walk(folder, followlinks=True):
+        place = Path(name)
+        if (real := place.resolve()) in seen:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = (Path(place, name) for name in names if not name.startswith("."))
-        yield from (path for path in paths if path.is_file())
+        folders[:] = sorted(
+            (one for one in folders if not one.startswith(".")), key=lambda one: ((place / one).is_symlink(), one)
+        )
+        yield from (place / one for one in files if not one.startswith(".") and (place / one).is_file())
 
 
 def folder_licence(folder: Path) -> str:

@@ -145,6 +145,13 @@ def test_a_link_to_a_folder_is_gone_into_once(tmp_path):
     assert [photo.source_id for photo in find_photos(photos)] == ["c.png", "linked/a.png", "linked/deep/b.png"]
 
 
+def test_a_link_does_not_take_the_name_of_the_folder_beside_it(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").touch()
+    (tmp_path / "again").symlink_to(tmp_path / "photos")
+    assert [photo.source_id for photo in find_photos(tmp_path)] == ["photos/a.png"]
+
+
 def test_folders_without_pictures_are_named(tmp_path):
     with pytest.raises(PhotoError, match=str(tmp_path)):
         find_photos(tmp_path)

@@ -17,7 +17,7 @@ from benchmarks.shown import VIEWS
 from tests.docs.pages import DOCS, ROOT
 
 NOT_IN_THE_SUITE = {"loss_weights", "held_out_families", "evidence"}
-"""Hours and days; `SUITE` says so."""
+"""An hour, hours and days; `SUITE` says so."""
 
 
 def test_the_page_is_what_the_records_give():
