@@ -4,7 +4,7 @@
 
 Every line is measured in this run, on this machine. One event loop sends all requests, of one image each, over as many
 connections as there are clients; it shares the cores with the server, as clients do on one box. Ratios are to ``bare``: the model
-alone in this process, with the allocator's settings that our server has (`rm_server.memory`), at the batch size that is fastest
+alone in this process, with the allocator's settings that our server has (`finpercep.memory`), at the batch size that is fastest
 for it, for the same kind of request.
 
 Beside ours stand two servers of the same predictor (`benchmarks.serving_peers`): ``pickle``, the field's habit, and ``litserve``,
@@ -28,9 +28,9 @@ from benchmarks.report import print_table, write_result
 from benchmarks.serving_peers import PEERS, available, json_image, peer, score_batch
 from data_synth.schema.pixels import encode_png
 from finpercep.cli.server_process import ServerProcess
+from finpercep.memory import keep_freed_memory
 from finpercep.predictor import Predictor, load_predictor, packaged_model_folder
 from finpercep.wire import TENSOR_MEDIA_TYPE, ScoreRequest, encode_request
-from rm_server.memory import keep_freed_memory
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 ROUTES = ("tensors", "gradients", "png")

@@ -20,8 +20,8 @@ from benchmarks.report import print_table, write_result
 from benchmarks.serving import pictures, requests
 from benchmarks.serving_peers import score_batch
 from finpercep.cli.server_process import ServerProcess
+from finpercep.memory import keep_freed_memory
 from finpercep.predictor import load_predictor, packaged_model_folder
-from rm_server.memory import keep_freed_memory
 
 CLIENTS = 32
 """Enough to keep the server busy."""

@@ -219,6 +219,12 @@ def _serving(record: Record) -> Iterator[Table | Picture]:
     yield rows_of(lines)
 
 
+def _cluster(record: Record) -> Iterator[Table | Picture]:
+    lines = record["lines"]
+    yield bars([line["line"] for line in lines], [line["images_per_second"] for line in lines], label="images a second")
+    yield rows_of(lines)
+
+
 def _server_fuzz(record: Record) -> Iterator[Table | Picture]:
     codes = sorted({code for found in record["statuses"].values() for code in found})
     yield Table(
@@ -316,6 +322,7 @@ VIEWS: Mapping[str, View] = {
     "ground_truth_sanity": _ground_truth_sanity,
     "synth_speed": _synth_speed,
     "serving": _serving,
+    "cluster": _cluster,
     "server_fuzz": _server_fuzz,
     "finetune_step": _finetune_step,
     "policy_steps": _policy_steps,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 
+from finpercep.memory import keep_freed_memory
+
+_SAME_SIZES = {"serve", "train-rm", "train-sr", "train-zoo", "finetune"}
+"""Commands that compute with buffers of the same sizes again and again."""
+
 
 def main() -> None:
-    """The command line; a server's memory is seen to before anything is imported that starts threads."""
-    if "serve" in sys.argv:
-        from rm_server.memory import keep_freed_memory
-
+    """The command line; the memory of long work is seen to before anything is imported that starts threads."""
+    if not _SAME_SIZES.isdisjoint(sys.argv):
         keep_freed_memory()
     from finpercep.cli import main
 

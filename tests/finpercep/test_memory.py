@@ -11,7 +11,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys, threading
-from rm_server.memory import keep_freed_memory
+from finpercep.memory import keep_freed_memory
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
