@@ -62,13 +62,10 @@ def _rm_severity(record: Record) -> Iterator[Table | Picture]:
         axes.legend(frameon=False, fontsize=8)
 
     yield Picture("ρ of severity with map and score, for each artefact", draw, (6.4, 4.6))
-    rows = [
-        [kind, *(found[where][key] for where in ("whole", "patch") for key in ("score_mean", "map_mean"))]
-        for kind, found in kinds.items()
-    ]
-    yield Table(
-        ("artefact", "whole: score", "whole: map", "patch: score", "patch: map"), rows, f"Means over {record['photos']} photos."
-    )
+    ways = list(next(iter(kinds.values())))
+    rows = [[kind, *(one[key] for one in found.values() for key in ("score_mean", "map_mean"))] for kind, found in kinds.items()]
+    columns = ("artefact", *(f"{way}: {name}" for way in ways for name in ("score", "map")))
+    yield Table(columns, rows, f"Means over {record['photos']} photos.")
 
 
 def _rm_calibration(record: Record) -> Iterator[Table | Picture]:
