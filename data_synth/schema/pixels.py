@@ -27,7 +27,7 @@ RGB8 = npt.NDArray[np.uint8]
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
 """What is read, by Pillow's names. Not all that it can: EPS starts another program, ICO is decoded when its header is read."""
 
-PHOTO_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif"})
+PHOTO_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".jp2", ".ppm"})
 MAX_PIXELS = 200_000_000
 """Default refusal limit, in pixels: twice the largest medium-format sensors; guards against decompression bombs."""
 

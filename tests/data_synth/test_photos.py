@@ -31,7 +31,7 @@ from data_synth.photos import (
 from data_synth.photos.duplicates import DuplicateError
 from data_synth.photos.hub import HubTable, parse_table
 from data_synth.schema.errors import ImageError
-from data_synth.schema.pixels import decode_rgb, encode_png
+from data_synth.schema.pixels import PHOTO_SUFFIXES, decode_rgb, encode_png
 
 
 @pytest.fixture(scope="module")
@@ -449,3 +449,11 @@ def test_samples_can_be_scanned():
     scan = scan_photos(sample_photos(), min_side=128)
     assert len(scan.usable) == 7
     assert scan.groups == ()
+
+
+@pytest.mark.parametrize("suffix", sorted(PHOTO_SUFFIXES))
+def test_a_picture_of_every_suffix_is_found_and_read(tmp_path, samples, suffix):
+    pixels = next(iter(samples.values()))
+    Image.fromarray(pixels).save(tmp_path / f"photo{suffix.upper()}")
+    (photo,) = find_photos(tmp_path)
+    assert photo.read().shape == pixels.shape
