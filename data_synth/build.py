@@ -215,7 +215,7 @@ def plan_build(
     scan = scan_photos(
         photos,
         min_side=config.recipe.crop,
-        workers=min(len(os.sched_getaffinity(0)), SCAN_THREADS),
+        workers=min(os.cpu_count() or 1, SCAN_THREADS),
         cache_file=out / SCAN_NAME,
         on_scanned=on_scanned,
         strict=strict,

@@ -41,3 +41,7 @@ def main() -> None:
         if debug:
             raise
         fail(f"{error}; where it is libGL: pip install --force-reinstall --no-deps opencv-python-headless")
+    except RuntimeError as error:
+        if debug or type(error).__name__ != "OutOfMemoryError":  # PyTorch's, without importing it
+            raise
+        fail("the GPU's memory is full; lower --batch-size or --crop, end other programs, or run on --device cpu")

@@ -31,6 +31,9 @@ def finetune(
     steps: Annotated[int | None, typer.Option(help="Updates in all (300), divided evenly over the rungs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Photos a step (4).")] = None,
     crop: Annotated[int | None, typer.Option(help="Side of the HR crop in px, a multiple of 8 (128).")] = None,
+    degradation: Annotated[
+        str | None, typer.Option(help="Of the photos: light (default), slight blur and noise, or blind, as Real-ESRGAN's.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate (1e-5); the higher, the sooner the reward is hacked.")] = None,
     ema: Annotated[float | None, typer.Option(help="Keep the average of the weights, with this decay (0: none).")] = None,
     rungs: Annotated[str | None, typer.Option(help="Rungs to use, in order, such as RM_0 or RM_1,RM_2 (all).")] = None,
@@ -79,13 +82,12 @@ def finetune(
 ) -> None:
     """Fine-tune an SR model against a served reward, moving from RM_0 to RM_N.
 
-    Example: finpercep finetune --reward http://127.0.0.1:8000 --policy tiny --data photos/ --out runs/ft --steps 300
+    Example: finpercep finetune --reward http://127.0.0.1:8000 --policy tiny@00300 --data photos/ --out runs/ft --lr 1e-4
     """
-    from data_synth.degradations import DegradationConfig
     from data_synth.device import resolve_device
     from finpercep.cli.finetune_config import REFRESH_TABLE, finetune_config, policy_settings, refresh_config
     from finpercep.cli.finetune_run import NamedPolicy, gram_features, run_finetuning
-    from finpercep.cli.photo_pairs import PhotoPairs, digest_of_photos
+    from finpercep.cli.photo_pairs import PhotoPairs, degradation_config, digest_of_photos
     from finpercep.cli.publishing import unrefreshed
     from finpercep.cli.refresh import FOLDER, open_refresher
     from finpercep.cli.reward_sources import open_rewards
@@ -96,6 +98,7 @@ def finetune(
         "steps": steps,
         "batch_size": batch_size,
         "crop": crop,
+        "degradation": degradation,
         "lr": lr,
         "ema": ema,
         "seed": seed,
@@ -118,8 +121,8 @@ def finetune(
     scale = chosen.policy.scale
     if resolved.crop % scale:
         raise ConfigError(f"--crop must be a multiple of the policy's scale, {scale}, got {resolved.crop}")
-    light = DegradationConfig.light(scale)
-    pairs, watched = (PhotoPairs(pixels, resolved.crop, light) for pixels in (photos.train, photos.held_out))
+    degradation_ranges = degradation_config(scale, blind=resolved.degradation == "blind")
+    pairs, watched = (PhotoPairs(pixels, resolved.crop, degradation_ranges) for pixels in (photos.train, photos.held_out))
     held_out = watched.fixed(resolved.monitor.images, resolved.seed) if photos.held_out else None
     with open_rewards(reward, where, read_token(token_file)) as (source, rewards):
         described: dict[str, Any] = {"data": data.resolve().name, "rewards": rewards}

@@ -42,8 +42,13 @@ def digest_of_photos(photos: Sequence[RGB8]) -> str:
     return hashed.hexdigest()
 
 
+def degradation_config(scale: int, *, blind: bool) -> DegradationConfig:
+    """What makes LR of photos: Real-ESRGAN's second-order model, or slight blur and noise alone."""
+    return DegradationConfig(scale=scale) if blind else DegradationConfig.light(scale)
+
+
 class PhotoPairs:
-    """Draws random crops, flips them, and degrades them blindly. Called with a generator; the draw depends on nothing else."""
+    """Draws random crops, flips them, and degrades them. Called with a generator; the draw depends on nothing else."""
 
     def __init__(self, photos: Sequence[RGB8], crop: int, degradation: DegradationConfig) -> None:
         self.photos, self.crop, self.degradation = photos, crop, degradation

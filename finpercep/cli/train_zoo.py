@@ -102,11 +102,9 @@ def mixed_pairs(
     photos: Sequence[RGB8], crop: int, scale: int, blind_share: float
 ) -> Callable[[np.random.Generator], tuple[torch.Tensor, torch.Tensor]]:
     """Draws (hr, lr) crops of ``photos``: a share of ``blind_share`` degraded blindly, the others lightly."""
-    from data_synth.degradations import DegradationConfig
-    from finpercep.cli.photo_pairs import PhotoPairs
+    from finpercep.cli.photo_pairs import PhotoPairs, degradation_config
 
-    light = PhotoPairs(photos, crop, DegradationConfig.light(scale))
-    blind = PhotoPairs(photos, crop, DegradationConfig(scale=scale))
+    light, blind = (PhotoPairs(photos, crop, degradation_config(scale, blind=blind)) for blind in (False, True))
     return lambda rng: (blind if rng.uniform() < blind_share else light)(rng)
 
 
@@ -162,11 +160,9 @@ def preview_sheet(zoo: Mapping[str, ZooModel], photos: Sequence[RGB8], scale: in
 
 def held_out_pairs(photos: Sequence[RGB8], scale: int, *, blind: bool, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """One crop of each photo, decided by ``seed``: hr N×3×128×128 and its lr."""
-    from data_synth.degradations import DegradationConfig
-    from finpercep.cli.photo_pairs import PhotoPairs
+    from finpercep.cli.photo_pairs import PhotoPairs, degradation_config
 
-    degradation = DegradationConfig(scale=scale) if blind else DegradationConfig.light(scale)
-    return PhotoPairs(photos, EVALUATION_CROP, degradation).fixed(len(photos), seed)
+    return PhotoPairs(photos, EVALUATION_CROP, degradation_config(scale, blind=blind)).fixed(len(photos), seed)
 
 
 def outputs(zoo: Mapping[str, ZooModel], lr: torch.Tensor, scale: int) -> dict[str, torch.Tensor]:

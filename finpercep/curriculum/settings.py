@@ -30,6 +30,8 @@ class FinetuneConfig:
         show_lr: show the reward the LR pictures beside the images, on rungs that take them; others are not told.
         batch_size: photos a step.
         crop: side of the HR crop in px.
+        degradation: what makes LR of the photos: ``light``, slight blur and noise, as the packaged SR model was trained;
+            ``blind``, Real-ESRGAN's second-order model, as most published ones were.
         lr: AdamW's learning rate. A higher one, or a higher weight of the reward, is hacked sooner.
         max_grad_norm: gradients are clipped to this norm.
         ema: decay of the average of the weights that ``final`` holds, in [0, 1); 0 keeps the last weights themselves.
@@ -52,6 +54,7 @@ class FinetuneConfig:
     show_lr: bool = False
     batch_size: int = 4
     crop: int = 128
+    degradation: Literal["light", "blind"] = "light"
     lr: float = 1e-5
     max_grad_norm: float = 1.0
     ema: float = 0.0
@@ -78,6 +81,8 @@ class FinetuneConfig:
             raise ConfigError("rung_steps is of curriculum fixed; adaptive decides by itself")
         if self.crop % 8:
             raise ConfigError(f"crop must be a multiple of 8, got {self.crop}")
+        if self.degradation not in ("light", "blind"):
+            raise ConfigError(f"degradation must be light or blind, got {self.degradation!r}")
         if self.curriculum not in ("fixed", "adaptive"):
             raise ConfigError(f"curriculum must be fixed or adaptive, got {self.curriculum!r}")
         for name in ("blend_share", "ema"):

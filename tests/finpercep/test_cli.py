@@ -8,6 +8,7 @@ import sys
 import tomllib
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -15,7 +16,7 @@ from data_synth.build import build_dataset
 from data_synth.photos import photo_source
 from data_synth.plan import BuildConfig
 from data_synth.recipe import RecipeConfig
-from finpercep.cli import app
+from finpercep.cli import app, main
 from finpercep.cli.console import fail
 from finpercep.cli.server_process import ServerProcess
 from finpercep.cli.training_photos import photos_of
@@ -172,3 +173,22 @@ def test_bad_input_is_said_clearly(tmp_path, arguments, message):
     assert failed.returncode == 1
     assert message in failed.stderr.replace("\n", " ")
     assert "Traceback" not in failed.stderr
+
+
+def test_a_full_gpu_is_one_line_and_other_runtime_errors_keep_their_traceback(monkeypatch, capsys):
+    def failing(error):
+        def command():
+            raise error
+
+        monkeypatch.setattr("finpercep.cli.app", command)
+        monkeypatch.setattr("sys.argv", ["finpercep", "finetune"])
+
+    failing(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the GPU's memory is full")
+    failing(RuntimeError("a size does not fit"))
+    with pytest.raises(RuntimeError, match="does not fit"):
+        main()

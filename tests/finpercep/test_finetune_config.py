@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import tomli_w
+import torch
 
 from finpercep.cli.finetune_config import finetune_config, policy_settings
+from finpercep.cli.photo_pairs import PhotoPairs, degradation_config
 from finpercep.errors import ConfigError
 from finpercep.rl.refl import ReflConfig
+from tests.fakes import photo
 
 
 def written(tmp_path, tree):
@@ -79,3 +82,19 @@ def test_policy_settings_from_file_and_flags(tmp_path):
         policy_settings(None, ["rank=4"])
     with pytest.raises(ConfigError, match="lora_rank"):
         policy_settings(None, ["lora_rank=many"])
+
+
+def test_photos_are_degraded_lightly_or_blindly():
+    assert finetune_config(None, None, {}).degradation == "light"
+    assert finetune_config(None, None, {"degradation": "blind"}).degradation == "blind"
+    with pytest.raises(ConfigError, match="degradation"):
+        finetune_config(None, None, {"degradation": "heavy"})
+
+
+def test_blind_pairs_are_worse_than_light_ones_and_of_the_same_photos():
+    def error(blind):
+        hr, lr = PhotoPairs([photo(96, 96)], 64, degradation_config(4, blind=blind)).fixed(8, seed=0)
+        assert lr.shape == (8, 3, 16, 16)
+        return float((torch.nn.functional.avg_pool2d(hr, 4) - lr).abs().mean())
+
+    assert error(True) > 2 * error(False)
