@@ -52,7 +52,7 @@ class Row:
     Attributes:
         gt, sr, syn: uint8 H×W×3 RGB.
         lr: uint8 h×w×3 RGB.
-        mask: float32 H×W in [0, 1], 1 where sr replaces gt.
+        mask: float32 H×W in [0, 1], 1 where sr replaces gt; of a clean sample, where gt was put in its own place.
         map: float32 H×W in [0, 1], 1 = degraded: M_gt of syn.
         recipe: JSON of everything that went into the sample.
         source_id: the photo; no photo stands in two splits.

@@ -154,9 +154,15 @@ Planes = dict[str, npt.NDArray[np.float32]]
 PICTURES = ("gt", "syn", "sr", "lr")
 
 
+def where_syn_is_sr(row: Row) -> npt.NDArray[np.float32]:
+    """The mask, H×W, without what the swap did not bring: a clean sample's syn is gt, and its sr as broken as any."""
+    shown: npt.NDArray[np.float32] = row.mask * (row.syn == row.sr).all(axis=-1)
+    return shown
+
+
 def _planes(row: Row) -> Planes:
     pictures = {name: getattr(row, name).transpose(2, 0, 1).astype(np.float32) / 255 for name in PICTURES}
-    return {**pictures, "mask": row.mask, "map": row.map}
+    return {**pictures, "mask": where_syn_is_sr(row), "map": row.map}
 
 
 def scale_of(row: Row) -> int:

@@ -36,7 +36,8 @@ def triplet(row: Row, augmentation: Augmentation) -> Triplet:
 
     Returns:
         ``gt``, ``syn``, ``sr``: 3×H×W float32 RGB in [0, 1]. ``lr``: 3×h×w, the same.
-        ``mask``: H×W float32 in [0, 1], 1 where syn is sr. ``map``: H×W float32 in [0, 1], M_gt of syn, 1 = degraded.
+        ``mask``: H×W float32 in [0, 1], 1 where sr replaces gt. ``map``: H×W float32 in [0, 1], M_gt of syn, 1 = degraded; it
+        is that of sr only where syn shows sr: a clean sample's syn is gt, its mask and sr are as of any.
         ``quality_gt``, ``quality_syn``, ``quality_sr``: float32 scalars in [0, 1], of the whole stored images.
         ``source_id``: the photo. ``index``: the sample's number in the dataset.
     """

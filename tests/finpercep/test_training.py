@@ -217,6 +217,15 @@ def test_sr_is_only_judged_where_its_map_is_known():
     assert loss.item() == pytest.approx(maps.mean().item(), abs=1e-5)
 
 
+def test_the_sr_of_a_clean_sample_is_not_taught_to_be_clean():
+    """Its syn is gt, whatever the mask: M_gt = 0 says nothing about the broken sr beside it."""
+    clean = dataclasses.replace(SAMPLES[0], syn=SAMPLES[0].gt, map=np.zeros_like(SAMPLES[0].map))
+    assert clean.mask.max() == 1 and (clean.sr != clean.gt).any()
+    batch = whole_batch([clean, SAMPLES[1]], range(2))
+    assert batch.mask[0].max() == 0
+    assert torch.equal(batch.mask[1], torch.from_numpy(SAMPLES[1].mask))
+
+
 def test_augmentation_keeps_planes_aligned_and_resamples_nothing():
     """Every plane shows the same place; up to a tint, which is linear and the same for all, pixels are those of the photo."""
     row = SAMPLES[0]
