@@ -7,6 +7,7 @@ import binascii
 import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -15,8 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data_synth.schema.pixels import RGB8, encode_png
-from finpercep.errors import RewardError, RewardRejected, WireError
+from data_synth.schema.pixels import RGB8, encode_png, stored_size
+from finpercep.errors import ImageError, RewardError, RewardRejected, WireError
 from finpercep.exchange.answers import ITEM_STATUSES, Pins, check_count, reading
 from finpercep.heatmap import from_samples
 from finpercep.regions import Region
@@ -27,6 +28,9 @@ T = TypeVar("T")
 
 MAX_UPLOAD = 32 * 1024 * 1024
 """Pictures go up in requests of about this many bytes at most."""
+
+MAX_PIXELS = 16_000_000
+"""And of about this many pixels, LR pictures among them: a server bounds those of a request, and small files may be large pictures."""
 
 MAX_PICTURES = 64
 """And of this many pictures."""
@@ -113,15 +117,30 @@ def query_of(rung: str | None, weights: RewardWeights, map: bool) -> dict[str, s
 
 
 def in_groups(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
-    """Pictures in order, in groups of about `MAX_UPLOAD` bytes and `MAX_PICTURES` at most, and at least one picture."""
+    """Pictures in order, in groups of `MAX_UPLOAD` bytes, `MAX_PIXELS` and `MAX_PICTURES` at most, and at least one picture."""
     group: list[Picture] = []
+    size = pixels = 0
     for picture in pictures:
-        if group and (len(group) == MAX_PICTURES or sum(map(len, group)) + len(picture) > MAX_UPLOAD):
+        more = _pixels(picture)
+        is_full = len(group) == MAX_PICTURES or size + len(picture) > MAX_UPLOAD or pixels + more > MAX_PIXELS
+        if group and is_full:
             yield group
-            group = []
+            group, size, pixels = [], 0, 0
         group.append(picture)
+        size += len(picture)
+        pixels += more
     if group:
         yield group
+
+
+def _pixels(picture: Picture) -> int:
+    """From the headers of picture and LR picture; one that cannot be read counts as none: why it cannot is for the server to say."""
+    pixels = 0
+    for body in (picture.body, picture.lr):
+        if body is not None:
+            with suppress(ImageError):
+                pixels += math.prod(stored_size(body))
+    return pixels
 
 
 def files_of(group: Sequence[Picture]) -> list[tuple[str, tuple[str, bytes, str]]]:

@@ -9,7 +9,10 @@ from typing import Any
 import tomli_w
 
 from data_synth.schema.pixels import write_atomically
-from finpercep.errors import TrainingError
+from finpercep.errors import ConfigError, TrainingError
+
+_RESULTS = {"ladder.json": "a ladder", "RM_*/config.json": "a ladder", "zoo.json": "an SR zoo", "policy.json": "an SR model"}
+"""Files that tell what a folder holds, as a pattern, and what that is."""
 
 
 def claim_config(path: Path, config: dict[str, Any]) -> None:
@@ -17,6 +20,7 @@ def claim_config(path: Path, config: dict[str, Any]) -> None:
 
     Raises:
         TrainingError: the folder holds a run with other settings; the message names them.
+        ConfigError: the folder holds a result that no run began there: it would be taken for finished work, or written over.
     """
     config = _without_none(config)
     if path.exists():
@@ -26,6 +30,10 @@ def claim_config(path: Path, config: dict[str, Any]) -> None:
                 f"{path}: this folder holds a run with other settings ({_differences(existing, config)}); use another --out"
             )
         return
+    for pattern, result in _RESULTS.items():
+        if any(path.parent.glob(pattern)):
+            start = ", and --start DIR to train it on" if result == "a ladder" else ""
+            raise ConfigError(f"{path.parent}: holds {result} that no run here began; use an empty folder{start}")
     write_atomically(path, tomli_w.dumps(config).encode())
 
 

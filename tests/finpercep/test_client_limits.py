@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import socket
 import threading
 import time
@@ -10,10 +11,12 @@ from contextlib import contextmanager, suppress
 
 import pytest
 import torch
+from PIL import Image
 
 from finpercep.async_client import AsyncRewardClient
 from finpercep.client import RewardClient
 from finpercep.errors import ConfigError, RewardUnavailable
+from finpercep.exchange.pictures import Picture, in_groups
 from finpercep.exchange.tensors import MAX_IMAGES
 from rm_server.app import create_app
 from rm_server.settings import Settings
@@ -116,6 +119,35 @@ def test_more_images_than_a_server_takes_go_up_in_parts():
     with RewardClient("http://test", transport=AppTransport(app)) as client:
         response = client.score_tensor(torch.zeros(MAX_IMAGES + 9, 3, 32, 32, dtype=torch.uint8))
     assert len(response) == MAX_IMAGES + 9 and response.score.isfinite().all()
+
+
+def jpeg(height: int, width: int) -> bytes:
+    """A flat picture: few bytes, many pixels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), "grey").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_groups_of_pictures_are_bounded_by_their_pixels():
+    """Nine photos of 12 MP are few bytes and few pictures, but more pixels than a server takes at once."""
+    photos = [Picture(f"{index}.jpg", body) for index, body in enumerate([jpeg(3000, 4000)] * 9)]
+    assert [len(group) for group in in_groups(photos)] == [1] * 9 and 9 * 12_000_000 > Settings().max_pixels
+    five, broken, low = jpeg(2000, 2500), b"\xff\xd8\xff\xe0 nonsense", jpeg(1000, 1000)
+    bodies = [five, broken, five, five, broken, five, jpeg(4000, 5000), five]  # one above the limit goes alone
+    groups = [[picture.body for picture in group] for group in in_groups(Picture("a.jpg", body) for body in bodies)]
+    assert groups == [bodies[:5], bodies[5:6], bodies[6:7], bodies[7:]]
+    beside = [len(group) for group in in_groups([Picture("a.jpg", five, low)] * 4)]  # LR pictures count, too
+    assert beside == [2, 2]
+
+
+def test_many_large_photos_go_up_in_requests_that_a_server_takes(monkeypatch, tmp_path):
+    monkeypatch.setattr("finpercep.exchange.pictures.MAX_PIXELS", 160_000)
+    paths = [tmp_path / f"{index}.jpg" for index in range(9)]
+    for path in paths:
+        path.write_bytes(jpeg(300, 400))
+    app = create_app(registry_of(fake_ladder()), Settings(max_pixels=1_000_000))
+    with RewardClient("http://test", transport=AppTransport(app)) as client:
+        assert len(client.score_files(paths)) == 9
 
 
 def test_pictures_are_drawn_as_they_are_sent(monkeypatch):

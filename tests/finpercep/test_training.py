@@ -19,6 +19,7 @@ from finpercep.training.data import Selected, augment, draw_tint, epoch_index, t
 from finpercep.training.evaluate import evaluate_rung
 from finpercep.training.objective import LossWeights, triplet_losses
 from finpercep.training.processes import make_accelerator
+from finpercep.training.run_config import claim_config
 from finpercep.training.rung import RungTrainer
 from finpercep.training.train import RungReport, StepReport, TrainConfig, train_ladder
 
@@ -358,3 +359,23 @@ def test_a_non_finite_loss_names_rung_and_step(tmp_path):
     broken = [dataclasses.replace(row, quality_syn=float("nan")) for row in SAMPLES]
     with pytest.raises(TrainingError, match=r"RM_0, step 1: loss is nan"):
         list(train_ladder(broken, [], CONFIG, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("ladder.json", "holds a ladder that no run here began; use an empty folder, and --start DIR to train it on"),
+        ("RM_1/config.json", "holds a ladder that no run here began"),
+        ("zoo.json", "holds an SR zoo that no run here began; use an empty folder$"),
+        ("policy.json", "holds an SR model that no run here began"),
+    ],
+)
+def test_a_result_that_no_run_here_began_is_not_taken_for_ones_own(tmp_path, file, message):
+    claim_config(tmp_path / "new" / "config.toml", {"steps": 3})
+    (tmp_path / "new" / file).parent.mkdir(exist_ok=True)
+    (tmp_path / "new" / file).touch()
+    claim_config(tmp_path / "new" / "config.toml", {"steps": 3})
+    (tmp_path / "new" / "config.toml").unlink()
+    with pytest.raises(ConfigError, match=message):
+        claim_config(tmp_path / "new" / "config.toml", {"steps": 3})
+    assert not (tmp_path / "new" / "config.toml").exists()
