@@ -30,7 +30,7 @@ MAX_UPLOAD = 32 * 1024 * 1024
 """Pictures go up in requests of about this many bytes at most."""
 
 MAX_PIXELS = 16_000_000
-"""And of about this many pixels, LR pictures among them: a server bounds those of a request, and small files may be large pictures."""
+"""And of this many pixels, those of LR pictures with them: a server bounds a request's, and a small file may be a large picture."""
 
 MAX_PICTURES = 64
 """And of this many pictures."""
@@ -134,7 +134,7 @@ def in_groups(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
 
 
 def _pixels(picture: Picture) -> int:
-    """From the headers of picture and LR picture; one that cannot be read counts as none: why it cannot is for the server to say."""
+    """From the headers of picture and LR picture; one that cannot be read counts as none, and the server says why it cannot."""
     pixels = 0
     for body in (picture.body, picture.lr):
         if body is not None:

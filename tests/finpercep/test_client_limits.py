@@ -131,7 +131,7 @@ def jpeg(height: int, width: int) -> bytes:
 def test_groups_of_pictures_are_bounded_by_their_pixels():
     """Nine photos of 12 MP are few bytes and few pictures, but more pixels than a server takes at once."""
     photos = [Picture(f"{index}.jpg", body) for index, body in enumerate([jpeg(3000, 4000)] * 9)]
-    assert [len(group) for group in in_groups(photos)] == [1] * 9 and 9 * 12_000_000 > Settings().max_pixels
+    assert [len(group) for group in in_groups(photos)] == [1] * 9 and Settings().max_pixels < 9 * 12_000_000
     five, broken, low = jpeg(2000, 2500), b"\xff\xd8\xff\xe0 nonsense", jpeg(1000, 1000)
     bodies = [five, broken, five, five, broken, five, jpeg(4000, 5000), five]  # one above the limit goes alone
     groups = [[picture.body for picture in group] for group in in_groups(Picture("a.jpg", body) for body in bodies)]
@@ -145,7 +145,7 @@ def test_many_large_photos_go_up_in_requests_that_a_server_takes(monkeypatch, tm
     paths = [tmp_path / f"{index}.jpg" for index in range(9)]
     for path in paths:
         path.write_bytes(jpeg(300, 400))
-    app = create_app(registry_of(fake_ladder()), Settings(max_pixels=1_000_000))
+    app = create_app(registry_of(fake_ladder()), Settings(max_pixels=1_000_000, house_pixels=1_000_000))
     with RewardClient("http://test", transport=AppTransport(app)) as client:
         assert len(client.score_files(paths)) == 9
 
