@@ -1,13 +1,25 @@
 /** Copying text. On plain HTTP from another machine browsers offer no clipboard; the text is then selected instead. */
 
-/** Copy on click, and say so on the button for a moment. */
+import { element } from "./elements.js";
+
+const MOMENT = 1200; // ms
+
+/** Copy on click, and say so in place of the button's label for a moment; the label stays in the page, for it may be the source. */
 export function copyOnClick(button, source, text = () => source.textContent) {
+  const label = element("span", {}, ...button.childNodes);
+  const said = element("span", { hidden: true }, "Copied");
+  let timer;
+  const show = (copied) => {
+    label.hidden = copied;
+    said.hidden = !copied;
+  };
+  button.replaceChildren(label, said);
   button.addEventListener("click", async () => {
-    const label = [...button.childNodes];
     try {
       await navigator.clipboard.writeText(text());
-      button.replaceChildren("Copied");
-      setTimeout(() => button.replaceChildren(...label), 1200);
+      show(true);
+      clearTimeout(timer);
+      timer = setTimeout(show, MOMENT, false);
     } catch {
       getSelection().selectAllChildren(source);
     }

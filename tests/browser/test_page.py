@@ -298,7 +298,7 @@ def test_curl_and_digest_can_be_copied(open_tab, server):
     expect(tab.page.locator("#model")).to_be_visible()
     tab.page.click("summary")
     tab.page.click("#copy-curl")
-    expect(tab.page.locator("#copy-curl")).to_have_text("Copied")
+    expect(tab.page.locator("#copy-curl")).to_have_text("Copied", use_inner_text=True)
     command = tab.page.evaluate("navigator.clipboard.readText()")
     assert command.split(" \\\n  ") == [
         "curl",
@@ -306,6 +306,29 @@ def test_curl_and_digest_can_be_copied(open_tab, server):
         f"'{server.url}/score?rung=RM_2&map=png&region_threshold=0.2'",
     ]
     tab.page.click("#copy-digest")
-    expect(tab.page.locator("#copy-digest")).to_have_text("Copied")
+    expect(tab.page.locator("#copy-digest")).to_have_text("Copied", use_inner_text=True)
     digest = httpx.get(f"{server.url}/model", trust_env=False).json()["digest"]
     assert tab.page.evaluate("navigator.clipboard.readText()") == digest
+
+
+MODEL = {
+    "model": {"name": "another", "rung": "RM_2", "digest": "sha256:0123456789abcdef"},
+    "timing": {"compute_ms": 1, "queue_ms": 1, "batch_ms": 1},
+    "elapsed": 3,
+}
+
+
+def test_the_digest_stays_however_often_it_is_copied(open_tab, ask):
+    tab = open_tab(permissions=["clipboard-read", "clipboard-write"])
+    button = tab.page.locator("#copy-digest")
+    tab.drop(("a.png", PNG))
+    tab.expect_scores(ask(PNG)["score"])
+    digest = button.inner_text()
+    button.dblclick()
+    expect(button).to_have_text("Copied", use_inner_text=True)
+    tab.module("numbers.js", "m.showModel(argument)", MODEL)  # a result that comes meanwhile
+    expect(button).to_have_text("0123456789", use_inner_text=True)
+    tab.page.get_by_text("RM_1", exact=True).click()
+    tab.expect_scores(ask(PNG, rung="RM_1")["score"])
+    expect(button).to_have_text(re.compile("^(?!0123456789)[0-9a-f]{10}$"), use_inner_text=True)
+    assert button.inner_text() != digest
