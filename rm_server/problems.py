@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
 from finpercep.errors import FinpercepError, SchemaError
+from finpercep.wire.codec import TooManyImages
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -74,8 +75,9 @@ class Problem(FinpercepError):
 
     @classmethod
     def of_schema(cls, error: SchemaError) -> Problem:
-        """A message that breaks a contract."""
-        return cls("unprocessable", str(error), field=error.field, expected=error.expected, received=error.received)
+        """A message that breaks a contract, or is larger than this server takes."""
+        kind = "too-large" if isinstance(error, TooManyImages) else "unprocessable"
+        return cls(kind, str(error), field=error.field, expected=error.expected, received=error.received)
 
     @classmethod
     def of_json(cls, error: ValidationError) -> Problem:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -157,10 +158,8 @@ class Service:
     async def score_tensors(self, request: Request, body: bytes) -> bytes:
         """The same for a safetensors message."""
         begun = time.perf_counter()
-        asked = decode_request(body) if len(body) <= INLINE_BYTES else await self._on_pool(decode_request, body)
-        if len(asked) > self.settings.max_images:
-            sentence = f"a request must have at most {self.settings.max_images} images, got {len(asked)}"
-            raise Problem("too-large", sentence, field="images", received=len(asked))
+        decode = partial(decode_request, body, max_images=self.settings.max_images)
+        asked = decode() if len(body) <= INLINE_BYTES else await self._on_pool(decode)
         rung = self.registry.get(asked.rung)
         jobs = works(asked, rung, self.settings.max_pixels, self.settings.max_grad_pixels)
         decoded = time.perf_counter() - begun

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import safetensors
 import torch
@@ -30,11 +30,18 @@ NUMBERS = ("score", "reward", "max_degradation", "mean_degradation")
 DTYPES = {"U8": torch.uint8, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 """safetensors' names of the dtypes that may travel."""
 
+ENTRY_BYTES, METADATA_BYTES = 256, 4096
+"""Of a request's header, at most: for each tensor it may name, and for its metadata."""
+
 Tensors = dict[str, torch.Tensor]
 Stack = torch.Tensor | tuple[torch.Tensor | None, ...] | None
 Model = TypeVar("Model", bound=BaseModel)
 
 _ERRORS = TypeAdapter(dict[int, str])
+
+
+class TooManyImages(WireError):
+    """A request of more images than its reader takes."""
 
 
 class _WeightsJson(BaseModel):
@@ -62,18 +69,23 @@ def encode_request(request: ScoreRequest) -> bytes:
     return save(tensors, metadata=metadata)
 
 
-def decode_request(body: bytes) -> ScoreRequest:
+def decode_request(body: bytes, *, max_images: int | None = None) -> ScoreRequest:
     """The inverse of `encode_request`; options that are absent take their defaults.
 
+    Args:
+        body: the message.
+        max_images: most images that are taken, each with an LR picture at most; None: any number.
+
     Raises:
+        TooManyImages: it has more. Where the header says so, no tensor is made before.
         WireError: names the field, what was expected and what was received.
     """
-    tensors, metadata = _open(REQUEST, body, REQUEST_METADATA)
+    tensors, metadata = _open(REQUEST, body, REQUEST_METADATA, max_images)
     images = _unpack(REQUEST, tensors, "images", "image", None)
     lr = _unpack(REQUEST, tensors, "lr", "lr", None)
     if tensors:
         raise WireError(REQUEST, "tensors", "images, or image.0, image.1, …; lr likewise", sorted(tensors)[0])
-    return ScoreRequest(
+    request = ScoreRequest(
         images=() if images is None else images,  # type: ignore[arg-type]  # with no count given no entry is None
         rung=metadata.get("rung"),
         weights=_weights(metadata.get("weights")),
@@ -81,6 +93,9 @@ def decode_request(body: bytes) -> ScoreRequest:
         map=_flag("map", metadata.get("map", "false")),
         lr=lr,  # type: ignore[arg-type]
     )
+    if max_images is not None and len(request) > max_images:
+        raise TooManyImages(REQUEST, "images", f"at most {max_images} images", len(request))
+    return request
 
 
 def encode_response(response: ScoreResponse) -> bytes:
@@ -121,11 +136,11 @@ def decode_response(body: bytes) -> ScoreResponse:
     )
 
 
-def _open(where: str, body: bytes, known: Collection[str]) -> tuple[Tensors, dict[str, str]]:
+def _open(where: str, body: bytes, known: Collection[str], max_images: int | None = None) -> tuple[Tensors, dict[str, str]]:
     """Tensors and metadata of a safetensors body, the version checked first so that an old peer gets a clear answer."""
     try:
+        header = _header(where, body, max_images)
         views = safetensors.deserialize(body)  # type: ignore[no-untyped-call]
-        header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise WireError(where, "body", "a safetensors file", f"{len(body)} bytes: {error}") from None
     metadata: dict[str, str] = header.get("__metadata__") or {}
@@ -135,6 +150,24 @@ def _open(where: str, body: bytes, known: Collection[str]) -> tuple[Tensors, dic
         if key not in known:
             raise WireError(where, "metadata", f"one of {', '.join(known)}", key)
     return {name: _tensor(where, name, view) for name, view in views}, metadata
+
+
+def _header(where: str, body: bytes, max_images: int | None) -> dict[str, Any]:
+    """The JSON at the head of a safetensors body. Raises `TooManyImages`, and `ValueError` where there is none."""
+    length = int.from_bytes(body[:8], "little")
+    if length > len(body) - 8:
+        raise ValueError(f"a header of {length} bytes is announced")
+    most = None if max_images is None else 2 * max_images
+    if most is not None and length > METADATA_BYTES + ENTRY_BYTES * most:
+        expected = f"at most {max_images} images, and a header of at most {METADATA_BYTES + ENTRY_BYTES * most} bytes"
+        raise TooManyImages(where, "images", expected, f"a header of {length} bytes")
+    header = json.loads(body[8 : 8 + length])
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    tensors = len(header) - ("__metadata__" in header)
+    if most is not None and tensors > most:
+        raise TooManyImages(where, "images", f"at most {max_images} images", f"{tensors} tensors")
+    return header
 
 
 def _tensor(where: str, name: str, view: Mapping[str, object]) -> torch.Tensor:

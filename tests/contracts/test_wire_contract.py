@@ -32,6 +32,7 @@ from finpercep.wire import (
     encode_request,
     encode_response,
 )
+from finpercep.wire.codec import TooManyImages
 
 MODEL = ModelId(name="ladder", rung="RM_2", digest="abc")
 TIMING = Timing(queue_ms=0.5, batch_ms=1, compute_ms=2.25)
@@ -227,13 +228,61 @@ def body_with(tensors: dict[str, torch.Tensor] | None = None, **metadata: str) -
         (body_with({"images": torch.zeros(1, 3, 4, 4, dtype=torch.float64)}), "images"),
         (body_with({"images": torch.full((1, 3, 4, 4), 2.0)}), "images"),
         (body_with({"images": torch.zeros(0, 3, 4, 4)}), "images"),
+        (body_with({"images": torch.tensor(0.5)}), "images"),
     ],
 )
 def test_bad_requests_are_named(body, field):
     with pytest.raises(WireError) as caught:
-        decode_request(body)
+        decode_request(body, max_images=2)
     assert caught.value.field == field
     assert "\n" not in str(caught.value)
+
+
+def numbered(name: str, count: int) -> dict[str, torch.Tensor]:
+    return {f"{name}.{index}": torch.zeros(3, 1, 1, dtype=torch.uint8) for index in range(count)}
+
+
+def with_header(header: bytes) -> bytes:
+    return struct.pack("<Q", len(header)) + header + bytes(64)
+
+
+def test_as_many_images_as_a_reader_takes_are_taken():
+    body = body_with(numbered("image", 300) | numbered("lr", 300))
+    assert len(decode_request(body, max_images=300)) == 300
+    assert len(decode_request(body)) == 300
+
+
+@pytest.mark.parametrize(
+    ("body", "received"),
+    [
+        (body_with({"images": torch.zeros(3, 3, 1, 1)}), 3),
+        (body_with(numbered("image", 3)), 3),
+        (body_with(numbered("image", 5)), "5 tensors"),
+        (body_with(numbered("image", 1) | numbered("lr", 4)), "5 tensors"),
+        (body_with(rung="x" * 6000), "a header of 61"),
+        (with_header(b" " * 10_000), "a header of 10000 bytes"),
+    ],
+)
+def test_more_images_than_a_reader_takes_are_refused(body, received):
+    with pytest.raises(TooManyImages) as caught:
+        decode_request(body, max_images=2)
+    assert caught.value.field == "images" and caught.value.expected.startswith("at most 2 images")
+    assert str(caught.value.received).startswith(str(received))
+
+
+def test_tensors_that_are_too_many_are_refused_before_one_is_made(monkeypatch):
+    body = body_with(numbered("image", 5))
+    monkeypatch.setattr("safetensors.deserialize", lambda _: pytest.fail("made"))
+    with pytest.raises(TooManyImages):
+        decode_request(body, max_images=2)
+
+
+@pytest.mark.parametrize("header", [b"[]", b"3", b"{", b"[" * 4000, b'{"images": 3}', b'{"__metadata__": 3}', b"1" * 4400])
+def test_a_header_of_another_kind_is_refused(header):
+    for limit in (None, 2):
+        with pytest.raises(WireError) as caught:
+            decode_request(with_header(header), max_images=limit)
+        assert caught.value.field == "body"
 
 
 NAN = torch.tensor([0.5, float("nan")])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save
 
 from data_synth.schema.pixels import decode_rgb, encode_png
 from finpercep.errors import ImageError
@@ -108,6 +109,14 @@ def test_an_image_whose_gradient_is_wanted_has_a_limit_of_its_own():
             answer = http.post("/score", content=body, headers={"content-type": TENSOR_MEDIA_TYPE})
             assert answer.status_code == status
         assert "at most 2048 pixels for its gradient, got 64x64" in refusal(answer)
+
+
+@pytest.mark.parametrize("count", [300, 600, 10_000])
+def test_tensors_that_are_too_many_are_refused_by_the_header(count):
+    body = save({f"image.{index}": torch.zeros(3, 1, 1, dtype=torch.uint8) for index in range(count)}, metadata={"wire": "1"})
+    with http_of(fake_ladder()) as http:
+        answer = http.post("/score", content=body, headers={"content-type": TENSOR_MEDIA_TYPE})
+    assert answer.status_code == 413 and "expected at most 256 images" in refusal(answer)
 
 
 def test_no_picture_starts_another_program(tmp_path, monkeypatch):
