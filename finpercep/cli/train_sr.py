@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 METRICS_NAME = "metrics.jsonl"
-HELD_OUT = 0.1
 EVALUATION_CROP = 128
 EVALUATED = ((1, 0.0), (2, 1.0), (4, 0.0), (4, 1.0))
 """(steps, η) the trained model is measured at."""
@@ -45,17 +44,16 @@ def train_sr(
 
     from data_synth.degradations import DegradationConfig
     from data_synth.device import computes_bf16, resolve_device
-    from data_synth.photos import find_photos, split_photos
-    from finpercep.cli.photo_pairs import PhotoPairs, digest_of_photos, load_photos
+    from finpercep.cli.photo_pairs import PhotoPairs, digest_of_photos
+    from finpercep.cli.training_photos import photos_of_folders
     from finpercep.sr.pretrain import PretrainConfig, measure_residual_std, pretrain
     from finpercep.sr.tiny import TinyConfig, TinyDiffusionSR, build_scheduler, build_unet
     from finpercep.training.metrics_log import append_metrics, keep_metrics
     from finpercep.training.run_config import claim_config
 
     config = PretrainConfig(steps=steps, batch_size=batch_size, crop=crop, lr=lr, seed=seed, snapshots=tuple(snapshot or ()))
-    parts = [split_photos(find_photos(folder), validation=0.0, test=HELD_OUT, seed=seed) for folder in data]
-    pairs = PhotoPairs(load_photos([p for part in parts for p in part.train], crop), crop, DegradationConfig.light())
-    held_out = load_photos([photo for part in parts for photo in part.test], EVALUATION_CROP)
+    photos = photos_of_folders(data, crop, EVALUATION_CROP, seed=seed)
+    pairs = PhotoPairs(photos.train, crop, DegradationConfig.light())
     pixels = {"count": len(pairs.photos), "digest": digest_of_photos(pairs.photos)}
     folders = [folder.resolve().name for folder in data]
     claim_config(out / "config.toml", {"pretrain": dataclasses.asdict(config), "data": folders, "photos": pixels})
@@ -75,7 +73,7 @@ def train_sr(
             append_metrics(
                 out / METRICS_NAME, {"kind": "StepReport", "rung": "tiny", "step": progress.step, "losses": {"v": progress.loss}}
             )
-    evaluation = evaluate(out, held_out, seed, policy.device)
+    evaluation = evaluate(out, photos.held_out, seed, policy.device)
     write_atomically(out / "evaluation.json", (json.dumps(evaluation, indent=2) + "\n").encode())
     columns = evaluation["means"]
     show(figures_table(f"{evaluation['crops']} held-out crops", [(name, _line(means)) for name, means in columns.items()]))

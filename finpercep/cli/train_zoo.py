@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from data_synth.zoo.train import ZooProgress, ZooTrainConfig
 
 METRICS_NAME = "metrics.jsonl"
-HELD_OUT = 0.1
 EVALUATION_CROP = 128
 PREVIEW_ROWS = 6
 REPORT_EVERY = 20
@@ -49,21 +48,19 @@ def train_zoo(
     Example: finpercep train-zoo --data photos/ --out runs/zoo --preview zoo.png
     """
     from data_synth.device import resolve_device
-    from data_synth.photos import find_photos, split_photos
     from data_synth.zoo.members import choose_members
     from data_synth.zoo.model import load_zoo
     from data_synth.zoo.train import ZooTrainConfig
-    from finpercep.cli.photo_pairs import digest_of_photos, load_photos
+    from finpercep.cli.photo_pairs import digest_of_photos
+    from finpercep.cli.training_photos import photos_of_folders
     from finpercep.training.run_config import claim_config
 
     chosen = choose_members(members or (), scale)
     config = ZooTrainConfig(steps=steps, batch_size=batch_size, snapshots=parse_snapshots(snapshots), crop=crop, seed=seed)
     where = resolve_device(device)
-    parts = [split_photos(find_photos(folder), validation=0.0, test=HELD_OUT, seed=seed) for folder in data]
-    photos = load_photos([photo for part in parts for photo in part.train], crop)
-    held_out = load_photos([photo for part in parts for photo in part.test], EVALUATION_CROP)
+    photos = photos_of_folders(data, crop, EVALUATION_CROP, seed=seed)
     table = [dataclasses.asdict(member) for member in choose_members((), scale)]
-    pixels = {"count": len(photos), "digest": digest_of_photos(photos)}
+    pixels = {"count": len(photos.train), "digest": digest_of_photos(photos.train)}
     settings = {
         "train": dataclasses.asdict(config),
         "scale": scale,
@@ -71,16 +68,16 @@ def train_zoo(
         "photos": pixels,
     }
     claim_config(out / "config.toml", {**settings, "members": table})  # the whole table: a later run may add members to the zoo
-    say(f"{len(chosen)} networks, {len(photos)} photos to train on, {len(held_out)} held out")
-    _train(chosen, photos, config, out, where)
+    say(f"{len(chosen)} networks, {len(photos.train)} photos to train on, {len(photos.held_out)} held out")
+    _train(chosen, photos.train, config, out, where)
     zoo = load_zoo(out, scale, device=where)
-    evaluation = evaluate(zoo, held_out, scale, seed)
+    evaluation = evaluate(zoo, photos.held_out, scale, seed)
     write_atomically(out / "evaluation.json", (json.dumps(evaluation, indent=2) + "\n").encode())
     for kind, means in evaluation["means"].items():
         rows = [(name, _line(values)) for name, values in means.items()]
         show(figures_table(f"{evaluation['crops']} held-out crops, {kind} degradation", rows))
     if preview is not None:
-        write_atomically(preview, preview_sheet(zoo, held_out, scale, seed))
+        write_atomically(preview, preview_sheet(zoo, photos.held_out, scale, seed))
         say(f"preview: {preview}")
 
 

@@ -1,9 +1,9 @@
-"""The photos of a fine-tuning run: to train on, and to hold out."""
+"""The photos of a run: to train on, and to hold out. Near-duplicates are never on both sides."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from data_synth.schema import RGB8
 
 HELD_OUT = 0.1
-"""Share of a folder's photos that the monitor looks at and nothing is trained on."""
+"""Share of the photos that nothing is trained on: the monitor looks at them, or what was trained is measured on them."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def photos_of(data: Path, min_side: int, *, hold_out: bool, seed: int) -> Traini
         ConfigError: none to train on, or of a dataset none to hold out; or photos smaller than ``min_side``.
         PhotoError: too few photos in the folder to hold any out.
     """
-    from data_synth.photos import photo_source, split_photos
+    from data_synth.photos import photo_source
     from data_synth.schema.manifest import MANIFEST_NAME
     from finpercep.cli.photo_pairs import load_photos
 
@@ -46,9 +46,38 @@ def photos_of(data: Path, min_side: int, *, hold_out: bool, seed: int) -> Traini
     source = photo_source(str(data))
     if not hold_out:
         return TrainingPhotos(load_photos(source.photos, min_side), [], source)
-    split = split_photos(source.photos, validation=0.0, test=HELD_OUT, seed=seed)
-    train, unseen = (load_photos(photos, min_side) for photos in (split.train, split.test))
-    return TrainingPhotos(train, unseen, dataclasses.replace(source, photos=tuple(split.train)))
+    return _divided(source, min_side, min_side, seed=seed)
+
+
+def photos_of_folders(folders: Sequence[Path], min_side: int, held_out_side: int, *, seed: int) -> TrainingPhotos:
+    """Nine tenths of the photos of all ``folders`` together, and a tenth. A photo in two of them is on one side.
+
+    Args:
+        folders: of photos; at least one.
+        min_side: least side in px of a photo to train on.
+        held_out_side: of one that is held out.
+        seed: decides the division.
+
+    Raises:
+        PhotoError: a folder without photos, or too few to hold any out.
+        ConfigError: none is large enough.
+    """
+    from data_synth.photos import PhotoSource, gather
+
+    sources = gather([str(folder.absolute()) for folder in folders])  # a name alone could be that of a packaged source
+    name = ", ".join(source.name for source in sources)
+    photos = tuple(photo for source in sources for photo in source.photos)
+    return _divided(PhotoSource(name, photos), min_side, held_out_side, seed=seed)
+
+
+def _divided(source: PhotoSource, min_side: int, held_out_side: int, *, seed: int) -> TrainingPhotos:
+    from data_synth.photos import scan_photos, split_photos
+    from finpercep.cli.photo_pairs import load_photos
+
+    groups = scan_photos(source.photos, min_side=1).groups  # what it cannot read, `load_photos` names
+    split = split_photos(source.photos, validation=0.0, test=HELD_OUT, seed=seed, groups=groups)
+    train, held_out = load_photos(split.train, min_side), load_photos(split.test, held_out_side)
+    return TrainingPhotos(train, held_out, dataclasses.replace(source, photos=split.train))
 
 
 def _clean_images(data: Path, splits: Collection[str], min_side: int) -> list[RGB8]:

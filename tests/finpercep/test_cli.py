@@ -13,13 +13,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from data_synth.build import build_dataset
-from data_synth.photos import photo_source
+from data_synth.photos import find_photos, photo_source, split_photos
 from data_synth.plan import BuildConfig
 from data_synth.recipe import RecipeConfig
 from finpercep.cli import app, main
 from finpercep.cli.console import fail
 from finpercep.cli.server_process import ServerProcess
-from finpercep.cli.training_photos import photos_of
+from finpercep.cli.training_photos import HELD_OUT, photos_of, photos_of_folders
 from finpercep.errors import ConfigError, TrainingError
 from finpercep.sr.tiny import TinyConfig, TinyDiffusionSR, build_scheduler, build_unet
 from tests.fakes import photo
@@ -121,6 +121,42 @@ def test_a_dataset_holds_out_the_splits_that_it_has(tmp_path, validation, held_o
             photos_of(tmp_path, 64, hold_out=True, seed=0)
     else:
         assert len(photos_of(tmp_path, 64, hold_out=True, seed=0).held_out) == held_out
+
+
+def write_photos(folder, seeds):
+    folder.mkdir()
+    for seed in seeds:
+        Image.fromarray(photo(64, 64, seed)).save(folder / f"{folder.name}-{seed:02d}.png")
+
+
+def test_a_photo_and_its_copy_are_on_one_side(tmp_path):
+    """Every photo lies in both folders, or twice in one: neither may be trained on and held out."""
+    for name in ("a", "b"):
+        write_photos(tmp_path / name, range(10))
+    together = photos_of_folders([tmp_path / "a", tmp_path / "b"], 64, 64, seed=0)
+    for seed in range(10):
+        Image.fromarray(photo(64, 64, seed)).save(tmp_path / "a" / f"copy-{seed:02d}.png")
+    for photos in (together, photos_of(tmp_path / "a", 64, hold_out=True, seed=0)):
+        train, held_out = ({pixels.tobytes() for pixels in side} for side in (photos.train, photos.held_out))
+        assert (len(photos.train), len(photos.held_out)) == (18, 2) and not train & held_out
+
+
+def test_without_copies_a_folder_is_divided_by_names_alone_and_what_cannot_be_read_is_named(tmp_path, capsys):
+    """So runs that were begun before copies were looked for go on."""
+    write_photos(tmp_path / "photos", range(12))
+    (tmp_path / "photos" / "99.png").write_bytes(b"not a picture")
+    split = split_photos(find_photos(tmp_path / "photos"), validation=0.0, test=HELD_OUT, seed=3)
+    whole = [one for one in split.train if one.source_id != "99.png"]
+    assert len(split.test) == 1 and len(whole) == 11
+    for read in (
+        lambda: photos_of_folders([tmp_path / "photos"], 64, 64, seed=3),
+        lambda: photos_of(tmp_path / "photos", 64, hold_out=True, seed=3),
+    ):
+        photos = read()
+        assert capsys.readouterr().err.count("99.png") == 1
+        assert [pixels.tobytes() for pixels in photos.train] == [one.read().tobytes() for one in whole]
+        assert [pixels.tobytes() for pixels in photos.held_out] == [one.read().tobytes() for one in split.test]
+        assert photos.source.photos == split.train
 
 
 @pytest.mark.parametrize(
