@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from finpercep.errors import ConfigError
+from finpercep.errors import ConfigError, RewardRejected
 from finpercep.reward import RewardFn, Rewards, RewardSource, RewardWeights, beside, score_with_map, weights_on
 
 
@@ -111,8 +111,17 @@ class WeightedReward:
     shown: int
 
     def __call__(self, images: torch.Tensor) -> Rewards:
-        """See `RewardFn`. ``parts`` of the result holds every part's own number, before scale and weight."""
-        return self._summed([reward(images) for _, _, reward in self.terms])
+        """See `RewardFn`. ``parts`` of the result holds every part's own number, before scale and weight.
+
+        Raises:
+            RewardRejected: a gradient is needed and a part has none; without it the others alone would be followed.
+        """
+        each = [reward(images) for _, _, reward in self.terms]
+        without = [part.name for (part, _, _), one in zip(self.terms, each, strict=True) if not one.reward.requires_grad]
+        if images.requires_grad and without:
+            names = ", ".join(without)
+            raise RewardRejected(f"the algorithm goes through every reward's gradient, and {names} has none; leave it out")
+        return self._summed(each)
 
     def beside(self, lr: torch.Tensor) -> RewardFn:
         """See `LRRewardFn`."""

@@ -15,7 +15,7 @@ from finpercep.cli import app
 from finpercep.cli.reward_sources import keep_scales, open_rewards
 from finpercep.curriculum.blended_reward import LadderReward
 from finpercep.curriculum.schedule import RungBlend
-from finpercep.errors import ConfigError, RewardError, WeightsError
+from finpercep.errors import ConfigError, RewardError, RewardRejected, WeightsError
 from finpercep.metric_reward import MetricReward, MetricSource, pyiqa_metric
 from finpercep.reward import RewardWeights
 from finpercep.weighted_reward import Part, Scale, WeightedSource
@@ -84,6 +84,15 @@ def test_several_rewards_are_scaled_weighted_and_logged_on_their_own():
     assert torch.allclose(rewards.reward, 2 * z[0] + 0.5 * z[1], atol=1e-4)
     assert torch.equal(rewards.parts["red"], redness(images))
     assert torch.equal(rewards.score, brightness(images))
+
+
+def test_a_part_without_a_gradient_is_not_left_to_the_others():
+    parts = [("bright", brightness), ("cut", lambda images: brightness(images.detach()))]
+    source = WeightedSource([Part(name, 1.0, MetricSource(name, metric)) for name, metric in parts])
+    reward, images = source.reward_fn("bright", WEIGHTS), torch.rand(2, 3, 8, 8)
+    assert reward(images).reward.shape == (2,)
+    with pytest.raises(RewardRejected, match="gradient, and cut has none"):
+        reward(images.requires_grad_())
 
 
 def test_a_ladder_keeps_its_rungs_beside_a_metric(small_ladder):
