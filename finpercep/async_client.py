@@ -13,7 +13,7 @@ import httpx
 import torch
 
 from data_synth.schema.pixels import RGB8
-from finpercep.connection import DEFAULT_PATIENCE, DEFAULT_TIMEOUT, AsyncConnection, RetryPolicy
+from finpercep.connection import DEFAULT_PATIENCE, DEFAULT_TIMEOUT, AsyncConnection, RetryPolicy, ServerFailed
 from finpercep.errors import RewardRejected
 from finpercep.exchange.calls import Ask, Call, Calls
 from finpercep.exchange.pictures import Failures, ImageScore, named_files, named_images
@@ -140,7 +140,7 @@ class AsyncRewardClient:
             content = await asyncio.to_thread(ask.content)
             try:
                 answer = await self._connection.send(ask.method, ask.path, only=ask.url, **content)
-            except RewardRejected as error:
+            except (RewardRejected, ServerFailed) as error:
                 return ask.refused(error)
             return ask.read(ask.url or self.url, answer.content)
         finally:

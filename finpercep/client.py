@@ -18,7 +18,7 @@ import torch
 
 from data_synth.schema.pixels import RGB8
 from finpercep.async_client import AsyncRewardClient
-from finpercep.connection import DEFAULT_PATIENCE, DEFAULT_TIMEOUT, Connection, RetryPolicy
+from finpercep.connection import DEFAULT_PATIENCE, DEFAULT_TIMEOUT, Connection, RetryPolicy, ServerFailed
 from finpercep.errors import RewardRejected
 from finpercep.exchange.calls import Ask, Call, Calls
 from finpercep.exchange.pictures import Failures, ImageScore, named_files, named_images
@@ -209,7 +209,7 @@ class RewardClient:
     def _ask(self, ask: Ask[T]) -> T:
         try:
             answer = self._connection.send(ask.method, ask.path, only=ask.url, **ask.content())
-        except RewardRejected as error:
+        except (RewardRejected, ServerFailed) as error:
             return ask.refused(error)
         return ask.read(ask.url or self.url, answer.content)
 

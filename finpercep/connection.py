@@ -37,6 +37,22 @@ _OF_THE_TRANSFER = {"content-encoding", "content-length", "transfer-encoding"}
 """Headers that say how a body came, not what it is."""
 
 
+class ServerFailed(RewardError):
+    """A server's own 500: it failed on the request, and its sentence says how; asking again would not help.
+
+    Attributes:
+        status: of HTTP.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+Refusal = RewardRejected | ServerFailed
+"""What a server's own sentence comes to: nothing is wrong with the connection, but there is no result."""
+
+
 @dataclass(frozen=True)
 class RetryPolicy:
     """How long a call may take.
@@ -100,6 +116,7 @@ def attempts(
     Raises:
         RewardUnavailable: no connection, no room or no answer in time.
         RewardRejected: status 4xx, with the server's sentence.
+        ServerFailed: status 500, with the server's sentence.
         RewardError: any other status that is not success.
     """
     deadline = clock() + policy.timeout
@@ -317,6 +334,8 @@ def _checked(url: str, answer: httpx.Response) -> httpx.Response:
     message = f"{url}: {_sentence(answer)}"
     if answer.is_client_error:
         raise RewardRejected(message, answer.status_code)
+    if answer.status_code == 500:  # with a sentence; one without is not the server's own (`_lost_its_server`)
+        raise ServerFailed(message, answer.status_code)
     raise RewardError(message)
 
 

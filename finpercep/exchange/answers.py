@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from finpercep.errors import RewardChanged, RewardError, WireError
 from finpercep.wire import ModelId
 
-ITEM_STATUSES = frozenset({413, 422})
-"""Statuses by which a request of one image says what is wrong with that image."""
+ITEM_STATUSES = frozenset({413, 422, 500})
+"""Statuses by which a request of one image says what is wrong with that image, or that the model failed on it."""
 
 
 class Pins:

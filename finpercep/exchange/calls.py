@@ -12,7 +12,8 @@ from urllib.parse import quote
 
 import torch
 
-from finpercep.errors import RewardError, RewardRejected
+from finpercep.connection import Refusal
+from finpercep.errors import RewardError
 from finpercep.exchange.answers import Pins, reading
 from finpercep.exchange.cache import ScoreCache, content_of
 from finpercep.exchange.pictures import (
@@ -34,7 +35,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-def _raised(error: RewardRejected) -> Any:
+def _raised(error: Refusal) -> Any:
     raise error
 
 
@@ -47,7 +48,7 @@ class Ask(Generic[T]):
         path: on the server.
         read: the answer to (address, body).
         content: makes what `httpx.Client.request` is given besides; it may take a while.
-        refused: what a refusal comes to; it is raised by default.
+        refused: what a refusal, or the server's failure, comes to; it is raised by default.
         url: the one server that is asked; None: any.
     """
 
@@ -55,7 +56,7 @@ class Ask(Generic[T]):
     path: str
     read: Callable[[str, bytes], T]
     content: Callable[[], Mapping[str, Any]] = dict
-    refused: Callable[[RewardRejected], T] = _raised
+    refused: Callable[[Refusal], T] = _raised
     url: str | None = None
 
 

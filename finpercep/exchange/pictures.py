@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from data_synth.schema.pixels import RGB8, encode_png, stored_size
+from finpercep.connection import Refusal
 from finpercep.errors import ImageError, RewardError, RewardRejected, WireError
 from finpercep.exchange.answers import ITEM_STATUSES, Pins, check_count, reading
 from finpercep.heatmap import from_samples
@@ -30,7 +31,7 @@ MAX_UPLOAD = 32 * 1024 * 1024
 """Pictures go up in requests of about this many bytes at most."""
 
 MAX_PIXELS = 16_000_000
-"""And of this many pixels, those of LR pictures with them: a server bounds a request's, and a small file may be a large picture."""
+"""And of this many pixels, LR pictures' with them: a server bounds those of a request, and few bytes may be a large picture."""
 
 MAX_PICTURES = 64
 """And of this many pictures."""
@@ -166,8 +167,8 @@ def read_scores(
     return scores if failures != "raise" else settled(scores, failures)
 
 
-def failed_alone(error: RewardRejected, group: Sequence[Picture], failures: Failures) -> list[ImageScore]:
-    """The scores of a group whose request was refused: a request of one picture fails with that picture; raises otherwise."""
+def failed_alone(error: Refusal, group: Sequence[Picture], failures: Failures) -> list[ImageScore]:
+    """The scores of a group whose request failed: a request of one picture fails with that picture; raises otherwise."""
     if failures == "raise" or len(group) > 1 or error.status not in ITEM_STATUSES:
         raise error
     return [ImageScore(math.nan, math.nan, None, None, None, (), None, error=f"{group[0].name}: {error}")]

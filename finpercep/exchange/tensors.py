@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from finpercep.connection import Refusal, ServerFailed
 from finpercep.errors import RewardRejected, WireError
 from finpercep.exchange.answers import ITEM_STATUSES, Pins, check_count, reading
 from finpercep.reward import RewardWeights
@@ -77,11 +78,11 @@ def read_response(url: str, body: bytes, request: ScoreRequest, pins: Pins) -> S
     return response
 
 
-Part = ScoreResponse | RewardRejected
+Part = ScoreResponse | Refusal
 """What came of a chunk: a chunk of one image that failed is refused as a request."""
 
 
-def lone_failure(error: RewardRejected, chunk: ScoreRequest) -> RewardRejected:
+def lone_failure(error: Refusal, chunk: ScoreRequest) -> Refusal:
     """The error itself, where it is about the one image of a chunk; raises it otherwise."""
     if len(chunk) > 1 or error.status not in ITEM_STATUSES:
         raise error
@@ -92,7 +93,7 @@ def joined(request: ScoreRequest, parts: Sequence[Part]) -> ScoreResponse:
     """The response to ``request`` from what came of its chunks; raises the refusal when there is nothing else."""
     answered = [part for part in parts if isinstance(part, ScoreResponse)]
     if not answered:
-        assert isinstance(parts[0], RewardRejected)
+        assert isinstance(parts[0], RewardRejected | ServerFailed)
         raise parts[0]
     has_failed = any(not isinstance(part, ScoreResponse) or part.errors for part in parts)
     stacked = isinstance(request.images, torch.Tensor) and not has_failed

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 
 from data_synth.schema.pixels import encode_png
 from finpercep.client import AsyncRewardClient, RemoteReward, RewardClient
+from finpercep.connection import ServerFailed
 from finpercep.errors import RewardChanged, RewardError, RewardRejected, RewardUnavailable
 from finpercep.local_reward import LocalSource
 from finpercep.reward import RewardWeights
@@ -189,6 +190,56 @@ def test_a_picture_without_a_score_is_left_out_or_nan(client, tmp_path, failures
     else:
         for score in (scores[1], alone[0]):
             assert np.isnan(score.score) and np.isnan(score.reward) and score.error.startswith("bad.png: ")
+
+
+def breaking_on(picture: np.ndarray) -> FakePredictor:
+    """A model that gives one picture no finite score."""
+    broken = FakePredictor().assess(picture).score
+
+    def spoil(batch):
+        return type(batch)(batch.score.masked_fill((batch.score - broken).abs() < 1e-6, float("nan")), batch.map)
+
+    return FakePredictor(spoil=spoil)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_an_image_that_breaks_the_model_fails_alone_however_images_are_grouped(monkeypatch, most):
+    """Alone in its request it is the request that fails, with status 500."""
+    monkeypatch.setattr("finpercep.exchange.pictures.MAX_PICTURES", most)
+    monkeypatch.setattr("finpercep.exchange.tensors.MAX_IMAGES", most)
+    pictures = [photo(seed=seed) for seed in range(3)]
+    expected = [FakePredictor().assess(picture).score for picture in pictures[:2]]
+    with client_of({"RM_1": breaking_on(pictures[2])}) as client:
+        *good, bad = client.score_images(pictures, failures="nan")
+        assert [one.score for one in good] == pytest.approx(expected)
+        assert np.isnan(bad.score) and "image-2.png: " in bad.error and "not finite" in bad.error
+        assert [one.score for one in client.score_images(pictures, failures="drop")] == pytest.approx(expected)
+        with pytest.raises(RewardError, match="not finite"):
+            client.score_images(pictures)
+        response = client.score_tensor(images())
+        assert list(response.errors) == [2] and response.score.isnan().tolist() == [False, False, True]
+
+
+def test_the_asynchronous_client_lets_an_image_fail_alone(monkeypatch):
+    monkeypatch.setattr("finpercep.exchange.pictures.MAX_PICTURES", 1)
+    app = create_app(registry_of({"RM_1": breaking_on(photo(seed=1))}), Settings(lanes=1))
+
+    async def ask():
+        async with AsyncRewardClient(URL, transport=httpx.ASGITransport(app)) as client:
+            return await client.score_images([photo(seed=0), photo(seed=1)], failures="nan")
+
+    good, bad = asyncio.run(ask())
+    assert good.error is None and "not finite" in bad.error
+
+
+def test_a_server_that_fails_on_several_images_is_an_error():
+    broken = httpx.MockTransport(lambda _: httpx.Response(500, json={"detail": "the sentence"}))
+    with RewardClient(URL, transport=broken) as client:
+        with pytest.raises(ServerFailed, match="the sentence") as caught:
+            client.score_images([photo(seed=seed) for seed in range(2)], failures="nan")
+        assert caught.value.status == 500
+        with pytest.raises(ServerFailed, match="the sentence"):
+            client.score_tensor(images())
 
 
 def test_a_reward_that_may_be_nan_has_a_gradient_of_nothing():
@@ -399,7 +450,7 @@ def test_a_token_goes_with_every_request():
     ("error", "kind", "words"),
     [
         (httpx.ReadTimeout("slow"), RewardUnavailable, "did not answer in time"),
-        (500, RewardError, "the sentence"),
+        (500, ServerFailed, "the sentence"),
         (404, RewardRejected, "the sentence"),
         (302, RewardError, "the sentence"),
     ],
