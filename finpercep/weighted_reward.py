@@ -44,7 +44,7 @@ class WeightedSource:
         parts: at least one; at most one with several rungs.
 
     Attributes:
-        ladder: the part with the rungs.
+        ladder: the part with several rungs; else the first that has a map, and else the first.
 
     Raises:
         ConfigError: several ladders, or two parts of one name.
@@ -57,11 +57,12 @@ class WeightedSource:
         if len({part.name for part in parts}) < len(parts):
             raise ConfigError(f"each reward can be given once, got {', '.join(part.name for part in parts)}")
         self.parts = tuple(parts)
-        self.ladder = ladders[0] if ladders else parts[0]
+        shown = ladders or [part for part in parts if part.source.has_map(part.source.rungs()[0])] or parts
+        self.ladder = shown[0]
         self._scales: dict[tuple[str, str], Scale] = {}
 
     def rungs(self) -> Sequence[str]:
-        """The ladder's rungs, or the first part's only one."""
+        """The ladder's rungs."""
         return self.ladder.source.rungs()
 
     def has_map(self, rung: str) -> bool:

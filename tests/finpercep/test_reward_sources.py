@@ -16,8 +16,10 @@ from finpercep.cli.reward_sources import keep_scales, open_rewards
 from finpercep.curriculum.blended_reward import LadderReward
 from finpercep.curriculum.schedule import RungBlend
 from finpercep.errors import ConfigError, RewardError, RewardRejected, WeightsError
+from finpercep.local_reward import LocalSource
 from finpercep.metric_reward import MetricReward, MetricSource, pyiqa_metric
-from finpercep.reward import RewardWeights
+from finpercep.predictor import load_predictors
+from finpercep.reward import RewardWeights, score_with_map
 from finpercep.weighted_reward import Part, Scale, WeightedSource
 from tests.fakes import photo
 
@@ -101,6 +103,17 @@ def test_a_ladder_keeps_its_rungs_beside_a_metric(small_ladder):
         rewards = source.reward_fn("RM_2", WEIGHTS)(torch.rand(2, 3, 64, 64))
         assert set(rewards.parts) == {"ladder", f"{__name__}:brightness"}
         assert rewards.max_degradation.min() > 0
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_ladder_of_one_rung_keeps_its_map_wherever_it_is_named(small_ladder, order):
+    one = LocalSource({"RM_1": load_predictors(small_ladder)["RM_1"]})
+    parts = [Part("ladder", 1.0, one), Part("bright", 1.0, MetricSource("bright", brightness))]
+    source, images = WeightedSource(parts[::order]), torch.rand(2, 3, 64, 64)
+    assert list(source.rungs()) == ["RM_1"] and source.has_map("RM_1")
+    rewards, degradation = score_with_map(LadderReward(source, WEIGHTS).at(RungBlend(0)), images)
+    assert degradation is not None and rewards.max_degradation.min() > 0
+    assert torch.equal(rewards.parts["ladder"], one.reward_fn("RM_1", WEIGHTS)(images).reward)
 
 
 def test_scales_are_measured_once_for_a_run(tmp_path):
