@@ -24,8 +24,10 @@ class MetricReward:
         self.name, self.metric = name, metric
 
     def __call__(self, images: torch.Tensor) -> Rewards:
-        """Score ``images``. Raises `RewardError` when the metric gives something else than one finite number an image."""
-        values = self.metric(images)
+        """Score ``images``. Raises `RewardError` when the metric gives something else than a tensor of finite numbers, N."""
+        values: object = self.metric(images)
+        if not isinstance(values, torch.Tensor):
+            raise RewardError(f"{self.name}: expected a tensor with one number an image, got {type(values).__name__}")
         if values.numel() != len(images):
             raise RewardError(f"{self.name}: expected one number an image, got shape {tuple(values.shape)} for {len(images)}")
         values = values.reshape(len(images)).float()

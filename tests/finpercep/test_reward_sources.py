@@ -209,7 +209,14 @@ def test_what_cannot_be_a_reward_is_refused(specs, message):
 
 
 @pytest.mark.parametrize(
-    ("metric", "message"), [(lambda i: i.mean(), "one number an image"), (lambda i: i[:, 0, 0, 0] / 0, "finite")]
+    ("metric", "message"),
+    [
+        (lambda i: i.mean(), "one number an image"),
+        (lambda i: i[:, 0, 0, 0] / 0, "finite"),
+        (lambda i: 0.5, "a tensor .* got float"),
+        (lambda i: [0.5, 0.5], "a tensor .* got list"),
+        (lambda i: i.mean((1, 2, 3)).numpy(), "a tensor .* got ndarray"),
+    ],
 )
 def test_a_metric_that_gives_something_else_is_an_error(metric, message):
     with pytest.raises(RewardError, match=message):
