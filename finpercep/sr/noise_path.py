@@ -85,9 +85,20 @@ class VariancePreserving(NoisePath):
             raise ConfigError(f"prediction_type must be epsilon, sample or v_prediction, got {self.prediction_type!r}")
 
     def levels(self, num_steps: int) -> tuple[Level, ...]:
-        """See `NoisePath`; the timesteps are spaced as the scheduler spaces them."""
+        """See `NoisePath`; at `timesteps`."""
+        return (*(self.at(timestep) for timestep in self.timesteps(num_steps)), CLEAN)
+
+    def timesteps(self, num_steps: int) -> torch.Tensor:
+        """``num_steps`` training timesteps, falling, as the scheduler spaces them. Raises `ConfigError`: there are not so many."""
+        total = self.scheduler.config.num_train_timesteps
+        if not 1 <= num_steps <= total:
+            raise ConfigError(f"num_steps must lie in 1…{total}, got {num_steps}")
         self.scheduler.set_timesteps(num_steps)
-        return (*(self.at(timestep) for timestep in self.scheduler.timesteps.cpu()), CLEAN)
+        found: torch.Tensor = self.scheduler.timesteps[:num_steps].cpu()  # rounding lets trailing spacing end with one more, −1
+        if found[0] >= total:
+            offset = self.scheduler.config.steps_offset
+            raise ConfigError(f"num_steps must be below {total} with leading spacing and steps_offset {offset}, got {num_steps}")
+        return found
 
     def at(self, timestep: torch.Tensor) -> Level:
         """The level of a training timestep, () or (N,)."""

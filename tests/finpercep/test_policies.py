@@ -6,14 +6,14 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 
 from finpercep.errors import ConfigError
 from finpercep.reward import Rewards
 from finpercep.rl.algorithm import Batch, Trainee
 from finpercep.rl.refl import ReflConfig
 from finpercep.sr.loading import load_policy
-from finpercep.sr.noise_path import FlowMatching
+from finpercep.sr.noise_path import CLEAN, FlowMatching, VariancePreserving
 from finpercep.sr.policy import denoising_loss, seeded_generators, weights_of
 from finpercep.sr.settings import PolicySettings
 from finpercep.sr.transition import Sampler
@@ -120,6 +120,18 @@ def test_x0_the_noising_and_the_step_are_the_schedulers_own(build, name):
         assert torch.allclose(policy.predict_clean(x, index, condition), expected_clean, rtol=1e-4, atol=1e-4)
         assert torch.allclose(ours, expected, rtol=1e-4, atol=1e-4)
         x = ours
+
+
+@pytest.mark.parametrize(("spacing", "offset"), [("trailing", 0), ("leading", 0), ("leading", 1), ("linspace", 0)])
+def test_as_many_steps_as_asked_for_whatever_their_number(spacing, offset):
+    path = VariancePreserving(DDIMScheduler(timestep_spacing=spacing, steps_offset=offset))
+    for count in range(1, 1000):
+        timesteps = path.timesteps(count)
+        assert len(timesteps) == count and timesteps[-1] >= 0 and timesteps[0] < 1000 and (timesteps.diff() < 0).all()
+    assert len(path.levels(61)) == 62 and path.levels(61)[-1] is CLEAN
+    for count in (0, 1001, *([1000] if offset else [])):
+        with pytest.raises(ConfigError, match=f"num_steps must .* got {count}"):
+            path.levels(count)
 
 
 def fixed(shape):
