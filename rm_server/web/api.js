@@ -11,14 +11,20 @@ export class Problem extends Error {
   }
 }
 
-let token = stored(() => sessionStorage.getItem(STORED)) ?? "";
+const kept = stored(() => sessionStorage.getItem(STORED)) ?? "";
+let token = isToken(kept) ? kept : "";
 
 /** Whether a token has been given. */
 export function hasToken() {
   return token !== "";
 }
 
-/** Send this token from now on; it lives as long as the tab. */
+/** Whether a text can be a token: printable ASCII. A header of other characters is refused by the browser, or by the server. */
+export function isToken(text) {
+  return /^[ -~]+$/.test(text.trim());
+}
+
+/** Send this token (`isToken`) from now on; it lives as long as the tab. */
 export function useToken(text) {
   token = text.trim();
   stored(() => sessionStorage.setItem(STORED, token));

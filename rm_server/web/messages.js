@@ -1,6 +1,6 @@
 /** What the page says beside its results: what it does, what went wrong, and the token it asks for. */
 
-import { hasToken, useToken } from "./api.js";
+import { hasToken, isToken, useToken } from "./api.js";
 import { byId } from "./elements.js";
 
 /** Tell a screen reader, and nobody else, what happens. */
@@ -39,6 +39,10 @@ export function askForToken() {
   return new Promise((resolve) => {
     form.onsubmit = (event) => {
       event.preventDefault();
+      if (!isToken(byId("token").value)) {
+        byId("token-fault").textContent = "A token is made of printable ASCII characters alone; this has another, or none.";
+        return;
+      }
       useToken(byId("token").value);
       form.hidden = true;
       resolve();

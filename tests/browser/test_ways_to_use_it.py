@@ -171,6 +171,22 @@ def test_a_server_with_a_token_asks_for_it(open_tab, guarded):
     expect(form).to_be_hidden()
 
 
+@pytest.mark.parametrize("text", ["a tokén of this test", "a token\u2026", " "])
+def test_what_cannot_be_a_token_is_refused_and_not_kept(open_tab, guarded, text):
+    tab = open_tab(url=guarded.url)
+    form = tab.page.locator("#token-form")
+    tab.page.get_by_label("This server asks for a token").fill(text)
+    tab.page.keyboard.press("Enter")
+    expect(form).to_contain_text("printable ASCII characters")
+    assert tab.page.evaluate("sessionStorage.length") == 0
+    tab.page.evaluate("text => sessionStorage.setItem('finpercep-token', text)", text)  # as an older page did
+    tab.page.reload()
+    tab.page.get_by_label("This server asks for a token").fill(TOKEN)
+    tab.page.keyboard.press("Enter")
+    expect(tab.page.locator("#rungs input")).to_have_count(3)
+    expect(form).to_be_hidden()
+
+
 # --- /docs ---
 
 
