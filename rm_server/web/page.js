@@ -20,10 +20,20 @@ const MOST_REGIONS = 8; // in all; beyond it a list is no longer read
 
 /**
  * All that the page knows. `viewers` has one for each of `pictures`, `scored` are the last ones that got their results,
- * `rung` is null until the server said what it serves, `blind` are the rungs that take no LR picture, `lr` is the LR picture and
+ * `rung` is null until the server said what it serves, which it is asked while `starting`, `blind` are the rungs that take no LR picture, `lr` is the LR picture and
  * `scoredLr` the one that the last results were beside.
  */
-const state = { pictures: [], viewers: [], scored: [], rung: null, blind: new Set(), lr: null, scoredLr: null, running: null };
+const state = {
+  pictures: [],
+  viewers: [],
+  scored: [],
+  rung: null,
+  starting: false,
+  blind: new Set(),
+  lr: null,
+  scoredLr: null,
+  running: null,
+};
 
 const planting = new Planting((spoilt) => {
   setPictures(spoilt ? [planting.original, spoilt] : [planting.original]);
@@ -61,6 +71,7 @@ function setPictures(pictures) {
   byId("figures").classList.toggle("two", pictures.length > 1);
   byId("welcome").hidden = pictures.length > 0;
   byId("work").hidden = pictures.length === 0;
+  showWhetherToPlant();
   showResults();
   score();
 }
@@ -85,6 +96,7 @@ async function score() {
   state.running = running;
   if (!state.pictures.length || state.rung === null) {
     showBusy(null);
+    if (state.pictures.length) start(); // the server was away when the page began
     return;
   }
   showBusy("Scoring…");
@@ -135,11 +147,16 @@ function fail(error) {
     setPictures(state.scored);
     showProblem({ title: `${names} was not scored`, detail: `${error.title}: ${error.detail}` });
   } else {
-    showProblem({ title: error.title ?? "The page failed", detail: error.detail ?? error.message }, () => {
-      clearProblem();
-      score();
-    });
+    showFailure(error, score);
   }
+}
+
+/** Why something did not come to pass; `again` is what is tried anew. */
+function showFailure(error, again) {
+  showProblem({ title: error.title ?? "The page failed", detail: error.detail ?? error.message }, () => {
+    clearProblem();
+    again();
+  });
 }
 
 function showResults() {
@@ -209,6 +226,8 @@ function showRungs(model) {
 }
 
 async function start() {
+  if (state.starting) return;
+  state.starting = true;
   try {
     const model = await servedModel();
     state.rung = model.rung;
@@ -218,29 +237,40 @@ async function start() {
     showResults();
     score();
   } catch (error) {
-    showProblem({ title: error.title ?? "The page failed", detail: error.detail ?? error.message }, () => {
-      clearProblem();
-      start();
-    });
+    showFailure(error, start);
+  } finally {
+    state.starting = false;
   }
 }
 
-async function takeSample() {
-  setPictures([await openPicture(await getFile(SAMPLE), "sample.jpg")]);
+/** The sample photo, and what is done with it `then`. */
+async function takeSample(then = () => {}) {
+  clearProblem();
+  try {
+    setPictures([await openPicture(await getFile(SAMPLE), "sample.jpg")]);
+    then();
+  } catch (error) {
+    showFailure(error, () => takeSample(then));
+  }
 }
 
-function togglePlanting() {
-  if (planting.active) {
-    planting.end();
-  } else if (state.pictures[0].canvas) {
-    planting.begin(state.pictures[0]);
-    setPictures([state.pictures[0]]);
-    state.viewers[0].layers.focus({ preventScroll: true });
-  }
+/** In a copy of the first picture. */
+function beginPlanting() {
+  planting.begin(state.pictures[0]);
+  setPictures([state.pictures[0]]);
+  state.viewers[0].layers.focus({ preventScroll: true });
+}
+
+/** A picture without pixels on this screen cannot be changed on it either. */
+function showWhetherToPlant() {
+  const [first] = state.pictures;
+  const unseen = first !== undefined && first.canvas === null;
+  byId("plant").disabled = unseen;
+  byId("plant-note").textContent = unseen ? `This browser cannot show ${first.name}, so no defect can be planted in it.` : "";
 }
 
 listenForFiles(take);
-byId("sample").addEventListener("click", takeSample);
+byId("sample").addEventListener("click", () => takeSample());
 byId("opacity").addEventListener("input", showOverlay);
 byId("threshold").addEventListener("input", showRegions);
 byId("dismiss").addEventListener("click", clearProblem);
@@ -260,11 +290,8 @@ byId("lr-file").addEventListener("change", ({ target }) => {
   target.value = ""; // the same file may be chosen again
 });
 byId("remove-lr").addEventListener("click", () => setLr(null));
-byId("plant").addEventListener("click", togglePlanting);
-byId("sample-plant").addEventListener("click", async () => {
-  await takeSample();
-  togglePlanting();
-});
+byId("plant").addEventListener("click", () => (planting.active ? planting.end() : beginPlanting()));
+byId("sample-plant").addEventListener("click", () => takeSample(beginPlanting));
 byId("end-planting").addEventListener("click", () => planting.end());
 copyOnClick(byId("copy-digest"), byId("digest"), () => state.pictures.at(-1).result.model.digest);
 copyOnClick(byId("copy-curl"), byId("curl"));

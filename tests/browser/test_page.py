@@ -95,6 +95,13 @@ def test_a_picture_the_browser_cannot_show_is_scored_all_the_same(tab, ask):
     tab.expect_scores(item["score"])
     tab.point_at(0.5, 0.5)
     expect(tab.page.locator(".readout")).to_contain_text(f"degradation {map_of(item)[48, 64]:.3f}")
+    plant = tab.page.locator("#plant")  # what is not on the screen cannot be changed there
+    expect(plant).to_be_disabled()
+    expect(plant).to_have_accessible_description("This browser cannot show a.tif, so no defect can be planted in it.")
+    tab.page.click("#start-over")
+    tab.drop(("a.png", PNG))
+    expect(plant).to_be_enabled()
+    expect(tab.page.locator("#plant-note")).to_be_hidden()
 
 
 def test_the_map_of_a_large_picture_comes_smaller(tab, ask):
@@ -153,6 +160,30 @@ def test_a_server_that_is_away_is_told_and_tried_again(tab, ask):
     tab.page.unroute("**/score?*")
     tab.page.get_by_role("button", name="Try again").click()
     tab.expect_scores(ask(PNG)["score"])
+    expect(tab.page.locator("#problem")).to_be_hidden()
+
+
+@pytest.mark.parametrize("button", ["#sample", "#sample-plant"])
+def test_a_sample_that_does_not_come_is_told_and_tried_again(tab, button):
+    expect(tab.page.locator("#rungs input")).to_have_count(3)
+    tab.page.route("**/sample.jpg", lambda route: route.abort())
+    tab.page.click(button)
+    expect(tab.page.locator("#problem-title")).to_have_text("The server cannot be reached")
+    tab.page.unroute("**/sample.jpg")
+    tab.page.get_by_role("button", name="Try again").click()
+    expect(tab.page.locator(".name")).to_have_text("sample.jpg")
+    expect(tab.page.locator("#problem")).to_be_hidden()
+    expect(tab.page.locator("#planting")).to_be_visible(visible=button == "#sample-plant")
+
+
+def test_a_server_that_was_away_when_the_page_began_is_asked_with_the_first_picture(tab, ask):
+    tab.page.route("**/model", lambda route: route.abort())
+    tab.page.reload()
+    expect(tab.page.locator("#problem-title")).to_have_text("The server cannot be reached")
+    tab.page.unroute("**/model")
+    tab.drop(("a.png", PNG))
+    tab.expect_scores(ask(PNG)["score"])
+    expect(tab.page.locator("#rungs input")).to_have_count(3)
     expect(tab.page.locator("#problem")).to_be_hidden()
 
 
