@@ -32,70 +32,27 @@ class BodyGate:
         self.inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the call on with a ``receive`` that counts."""
+        """Pass the call on with a ``receive`` that counts and a ``send`` that waits only so long."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        held = announced = _announced(scope)
-        if announced > self.body_bytes:
-            held = 0  # refused when it is read
-        elif not self._has_room(held):
-            await answer(self._full(held))(scope, receive, send)
-            return
-        self.inside += held
-        received, ended = 0, False
-        deadline: float | None = None
-
-        async def counted() -> Message:
-            nonlocal received, held, ended, deadline
-            if announced > self.body_bytes:
-                raise self._too_large(announced)
-            if ended:
-                return await receive()  # the end of the connection
-            now = asyncio.get_running_loop().time()
-            deadline = deadline or now + self.body_seconds
-            try:
-                async with asyncio.timeout_at(deadline):
-                    message = await receive()
-            except TimeoutError:
-                raise Problem("too-slow", f"the body did not come in {self.body_seconds:g} s; {received} bytes had") from None
-            received += len(message.get("body", b""))
-            ended = not message.get("more_body", False)
-            if received > self.body_bytes:
-                raise self._too_large(received)
-            if received > held:
-                if not self._has_room(received - held):
-                    raise self._full(received)
-                self.inside += received - held
-                held = received
-            return message
-
-        async def paced(message: Message) -> None:
-            """A large answer goes out in parts, each of which must be taken in time; meanwhile it counts as inside."""
-            nonlocal held
-            body = message.get("body", b"")
-            if len(body) <= PART_BYTES:
-                await send(message)
+        visit = _Visit(self, _announced(scope), receive, send)
+        if visit.announced <= self.body_bytes:  # a larger one is refused when it is read
+            if not self.has_room(visit.announced):
+                await answer(self.full(visit.announced))(scope, receive, visit.send)
                 return
-            self.inside += len(body)
-            held += len(body)
-            for start in range(0, len(body), PART_BYTES):
-                more = message.get("more_body", False) or start + PART_BYTES < len(body)
-                try:
-                    async with asyncio.timeout(self.body_seconds):
-                        await send({**message, "body": body[start : start + PART_BYTES], "more_body": more})
-                except TimeoutError:
-                    raise ReaderStalled(f"the answer was not taken in {self.body_seconds:g} s; {start} bytes were") from None
-
+            visit.hold(visit.announced)
         try:
-            await self.app(scope, counted, paced)
+            await self.app(scope, visit.receive, visit.send)
         finally:
-            self.inside -= held
+            self.inside -= visit.held
 
-    def _has_room(self, more: int) -> bool:
+    def has_room(self, more: int) -> bool:
+        """Whether so many bytes more may come in."""
         return not self.inside or self.inside + more <= self.house_bytes
 
-    def _too_large(self, size: int) -> Problem:
+    def too_large(self, size: int) -> Problem:
+        """What a body of that size is told."""
         return Problem(
             "too-large",
             f"body must have at most {self.body_bytes} bytes, got {size} or more; send fewer images at a time",
@@ -104,10 +61,71 @@ class BodyGate:
             received=size,
         )
 
-    def _full(self, size: int) -> Problem:
+    def full(self, size: int) -> Problem:
+        """What so many bytes more are told while there is no room."""
         return busy(
             f"bodies of {self.inside} bytes are being answered and {size} more would pass {self.house_bytes}", RETRY_AFTER
         )
+
+
+class _Visit:
+    """One request at the gate, and the bytes it holds of the house."""
+
+    def __init__(self, gate: BodyGate, announced: int, receive: Receive, send: Send) -> None:
+        self.gate, self.announced = gate, announced
+        self.held = 0
+        self._receive, self._send = receive, send
+        self._received, self._ended, self._taken = 0, False, 0
+        self._deadline: float | None = None
+
+    def hold(self, size: int) -> None:
+        """Count so many bytes more as inside."""
+        self.gate.inside += size
+        self.held += size
+
+    async def receive(self) -> Message:
+        """The next part of the body. Raises `Problem` when it is too large, too slow, or there is no room for it."""
+        gate = self.gate
+        if self.announced > gate.body_bytes:
+            raise gate.too_large(self.announced)
+        if self._ended:
+            return await self._receive()  # the end of the connection
+        self._deadline = self._deadline or asyncio.get_running_loop().time() + gate.body_seconds
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            sentence = f"the body did not come in {gate.body_seconds:g} s; {self._received} bytes had"
+            raise Problem("too-slow", sentence) from None
+        self._received += len(message.get("body", b""))
+        self._ended = not message.get("more_body", False)
+        if self._received > gate.body_bytes:
+            raise gate.too_large(self._received)
+        if (more := self._received - self.held) > 0:
+            if not gate.has_room(more):
+                raise gate.full(self._received)
+            self.hold(more)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """A large answer goes out in parts, and meanwhile counts as inside. Raises `ReaderStalled`."""
+        body = message.get("body", b"")
+        if len(body) <= PART_BYTES:
+            await self._sent(message)
+            return
+        self.hold(len(body))
+        for start in range(0, len(body), PART_BYTES):
+            more = message.get("more_body", False) or start + PART_BYTES < len(body)
+            await self._sent({**message, "body": body[start : start + PART_BYTES], "more_body": more})
+
+    async def _sent(self, message: Message) -> None:
+        seconds = self.gate.body_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                await self._send(message)
+        except TimeoutError:
+            raise ReaderStalled(f"the answer was not taken in {seconds:g} s; {self._taken} bytes were") from None
+        self._taken += len(message.get("body", b""))
 
 
 def _announced(scope: Scope) -> int:

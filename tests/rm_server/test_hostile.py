@@ -7,10 +7,12 @@ import base64
 import io
 import json
 import shutil
+import socket
 
 import numpy as np
 import pytest
 import torch
+import uvicorn
 from PIL import Image
 from safetensors.torch import save
 
@@ -219,16 +221,49 @@ def test_a_large_answer_goes_out_in_parts_and_counts_until_it_is_taken():
     assert gate.inside == 0
 
 
-def test_a_reader_that_takes_nothing_is_left():
-    gate = BodyGate(answering(b"x" * (2 * PART_BYTES)), body_bytes=1000, house_bytes=1000, body_seconds=0.05)
-    with pytest.raises(ReaderStalled, match=r"was not taken in 0\.05 s; 0 bytes were"):
-        asyncio.run(_asgi(gate, [], stall_after=0))
+@pytest.mark.parametrize(
+    ("size", "messages", "taken"), [(2 * PART_BYTES, 1, 0), (2 * PART_BYTES, 2, PART_BYTES), (10, 1, 0), (10, 0, 0)]
+)
+def test_a_reader_that_takes_no_more_is_left(size, messages, taken):
+    gate = BodyGate(answering(b"x" * size), body_bytes=1000, house_bytes=1000, body_seconds=0.05)
+    with pytest.raises(ReaderStalled, match=rf"was not taken in 0\.05 s; {taken} bytes were"):
+        asyncio.run(_asgi(gate, [], stall_after=messages - 1))
     assert gate.inside == 0
+
+
+def test_a_reader_that_stalled_is_logged_and_raises_nothing():
+    gate = BodyGate(answering(b"x" * 10), body_bytes=1000, house_bytes=1000, body_seconds=0.05)
     service = Service(registry_of(fake_ladder()), Settings())
     try:
         asyncio.run(_asgi(Observed(gate, service.metrics), [], stall_after=0))  # logged, not raised
     finally:
         service.close()
+
+
+def test_a_connection_that_asks_and_reads_nothing_is_left():
+    """A real server: small answers, until one cannot be begun because those before it were not taken."""
+    gate = BodyGate(answering(b"x" * PART_BYTES), body_bytes=1000, house_bytes=1000, body_seconds=0.5)
+
+    async def ask() -> None:
+        left = asyncio.Event()
+
+        async def app(scope, receive, send):
+            try:
+                await gate(scope, receive, send)
+            except ReaderStalled:
+                left.set()
+
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            serving = asyncio.create_task(server.serve([listener]))
+            with socket.create_connection(listener.getsockname()) as client:
+                client.sendall((b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n" + b"x" * 9) * 40)
+                await asyncio.wait_for(left.wait(), 20)
+                assert gate.inside == 0
+            server.should_exit = True
+            await serving
+
+    asyncio.run(ask())
 
 
 def test_a_canary_always_gets_in():
