@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
@@ -67,11 +68,17 @@ def prepared(upload: Upload, rung: ServedRung, options: ScoreOptions, max_pixels
 
 
 def _decoded(field: str, body: bytes, max_pixels: int) -> torch.Tensor:
-    """uint8 (3, H, W)."""
+    """uint8 (3, H, W). Raises `Problem`."""
+    whose = "LR picture: " if field == "lr" else ""
     try:
+        height, width = stored_size(body, max_pixels=sys.maxsize)
+        if height * width > max_pixels:
+            expected = f"at most {max_pixels} pixels"
+            sentence = f"{whose}image must have {expected}, got {width}x{height}"
+            raise Problem("too-large", sentence, field=field, expected=expected, received=height * width)
         return torch.from_numpy(decode_rgb(body, max_pixels=max_pixels)).permute(2, 0, 1)
     except ImageError as error:
-        sentence = f"{'LR picture: ' if field == 'lr' else ''}{error}"
+        sentence = f"{whose}{error}"
         raise Problem("unprocessable", sentence, field=field, expected="a picture", received=f"{len(body)} bytes") from None
 
 

@@ -374,7 +374,11 @@ def test_limits():
         answer = http.post("/score", files=upload(b"x" * 30_000))
         assert answer.status_code == 413 and "at most 20000 bytes" in refusal(answer)
         tall = np.zeros((4096, 33, 3), np.uint8)
-        assert "at most 3072 pixels" in refusal(http.post("/score", files=upload(encode_png(tall))))
+        answer = http.post("/score", files=upload(encode_png(tall)))
+        assert answer.status_code == 413 and refusal(answer) == "image must have at most 3072 pixels, got 33x4096"
+        assert (answer.json()["expected"], answer.json()["received"]) == ("at most 3072 pixels", 33 * 4096)
+        (one, other) = items(http.post("/score", files=upload(encode_png(tall), PNG)))
+        assert "at most 3072 pixels" in one.error and other.error is None
         assert http.post("/score", files=upload(SMALL, SMALL, SMALL)).status_code == 413
         for images, status in (
             (torch.zeros(3, 3, 32, 32, dtype=torch.uint8), 413),
