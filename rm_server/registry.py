@@ -169,10 +169,12 @@ def load_rung(root: Path, source: str, rung: str, devices: Sequence[torch.device
     Raises:
         Problem: there is no such folder or rung, it cannot be read, or it has another digest.
     """
-    folder = _found(root, source)
     try:
+        folder = _found(root, source)
         replicas = [_loaded(folder, source, rung, device) for device in devices]
-    except FinpercepError as error:
+    except Problem:
+        raise
+    except (FinpercepError, OSError) as error:
         raise Problem("conflict", f"{source[:80]}: {error}") from error
     found = replicas[0].digest
     if digest is not None and found != digest:

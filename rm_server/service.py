@@ -49,11 +49,13 @@ class Service:
         settings: limits and the model root.
 
     Raises:
-        ConfigError: a size of ``settings.warm_up`` cannot be scored.
+        ConfigError: a size of ``settings.warm_up`` cannot be scored, or ``settings.model_root`` is no folder.
     """
 
     def __init__(self, registry: Registry, settings: Settings) -> None:
         self.registry, self.settings = registry, settings
+        if settings.model_root is not None and not settings.model_root.is_dir():
+            raise ConfigError(f"model_root must be a folder, got {settings.model_root}")
         for height, width in settings.warm_up_sizes:
             self._check_warm_up(height, width)
         self.devices = [replica.device for replica in registry.default.replicas]

@@ -524,6 +524,13 @@ def test_a_rung_whose_canary_dies_is_not_put_in_place(root, monkeypatch):
         assert parse_reply(ModelReply, http.get("/model").content).digest == "digest-of-RM_2"
 
 
+def test_a_root_that_went_away_is_a_conflict_and_not_a_failure(root):
+    with http_of(fake_ladder(), model_root=root, admin_token=ADMIN) as http:
+        shutil.rmtree(root)
+        answer = put(http, source="round-2")
+    assert answer.status_code == 409 and "No such file or directory" in refusal(answer)
+
+
 def test_without_a_root_or_a_token_no_rung_changes(root):
     with http_of(fake_ladder(), model_root=root) as http:
         assert put(http, source="round-2").status_code == 401

@@ -175,3 +175,10 @@ def test_warm_up_sizes_that_cannot_be_read(text):
 def test_warm_up_sizes_that_cannot_be_scored(settings, words):
     with pytest.raises(ConfigError, match=f"warm_up: image must (be|have) {words}"):
         Service(registry_of(fake_ladder()), Settings(**settings))
+
+
+def test_a_model_root_that_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path / "missing"):
+        with pytest.raises(ConfigError, match=f"model_root must be a folder, got {root}"):
+            Service(registry_of(fake_ladder()), Settings(model_root=root))
