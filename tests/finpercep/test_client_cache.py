@@ -156,8 +156,10 @@ def test_an_image_without_a_score_is_asked_about_again():
         got = keeping.score_tensor([image(0), image(1), image(3)], "RM_1", map=True)
         assert list(got.errors) == [1] and got.score.isnan().tolist() == [False, True, False] and got.maps[1] is None
         assert seen() == 3 + 2
+        got = keeping.score_tensor([image(0), image(1)], "RM_1", map=True)  # alone in its request, which fails with it
+        assert list(got.errors) == [1] and got.score.isnan().tolist() == [False, True] and got.maps[1] is None
         with pytest.raises(RewardError, match="not finite"):
-            keeping.score_tensor([image(0), image(1)], "RM_1", map=True)
+            keeping.score_tensor([image(1)], "RM_1", map=True)
 
 
 def test_a_changed_model_is_noticed_by_the_next_new_image_and_never_mixed():
