@@ -98,6 +98,8 @@ async def _read_multipart(request: Request, max_images: int) -> list[Upload]:
                     )
                 found[name].append(await value.read())
     except HTTPException as error:
+        if error.detail.startswith("Too many files"):  # Starlette's words are all that tells it from a damaged body
+            raise _too_many(max_images, f"more than {2 * max_images} files") from error
         raise Problem("bad-request", f"multipart body cannot be read: {error.detail}", field="body") from error
     _check_counts(len(found["image"]), len(found["lr"]), max_images)
     return _paired(found["image"], found["lr"])
@@ -134,11 +136,15 @@ def _check_counts(images: int, lrs: int, max_images: int) -> None:
     if not images:
         raise Problem("bad-request", "the body must have at least one file named 'image', got none", field="image")
     if images > max_images:
-        sentence = f"a request must have at most {max_images} images, got {images}"
-        raise Problem("too-large", sentence, field="image", expected=f"at most {max_images}", received=images)
+        raise _too_many(max_images, images)
     if lrs and lrs != images:
         sentence = f"there must be one 'lr' for each of the {images} images, or none, got {lrs}"
         raise Problem("bad-request", sentence, field="lr", expected=str(images), received=lrs)
+
+
+def _too_many(max_images: int, received: int | str) -> Problem:
+    sentence = f"a request must have at most {max_images} images, got {received}"
+    return Problem("too-large", sentence, field="image", expected=f"at most {max_images} images", received=received)
 
 
 def _listed(value: str | list[str] | None) -> list[str]:

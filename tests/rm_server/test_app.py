@@ -379,7 +379,10 @@ def test_limits():
         assert (answer.json()["expected"], answer.json()["received"]) == ("at most 3072 pixels", 33 * 4096)
         (one, other) = items(http.post("/score", files=upload(encode_png(tall), PNG)))
         assert "at most 3072 pixels" in one.error and other.error is None
-        assert http.post("/score", files=upload(SMALL, SMALL, SMALL)).status_code == 413
+        for count, received in ((3, 3), (5, "more than 4 files")):
+            answer = http.post("/score", files=upload(*[SMALL] * count))
+            assert answer.status_code == 413 and refusal(answer) == f"a request must have at most 2 images, got {received}"
+            assert (answer.json()["field"], answer.json()["expected"]) == ("image", "at most 2 images")
         for images, status in (
             (torch.zeros(3, 3, 32, 32, dtype=torch.uint8), 413),
             (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), 413),
