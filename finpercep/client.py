@@ -154,7 +154,7 @@ class RewardClient:
 
         Args:
             images: N×3×H×W, or 3×H×W each; RGB, uint8 or floats in [0, 1].
-            rung: None for the server's default.
+            rung: its name, index (``0``, ``-1``) or digest; None for the server's default.
             weights: of the reward.
             grad: whether gradients are wanted.
             map: whether maps are wanted.
@@ -179,7 +179,7 @@ class RewardClient:
 
         Args:
             paths: files in any format the server reads.
-            rung: None for the server's default.
+            rung: its name, index (``0``, ``-1``) or digest; None for the server's default.
             weights: of the reward.
             map: whether maps are wanted.
             lr: the low-resolution pictures they were made from, one for each, for a rung that takes them.

@@ -319,6 +319,31 @@ def test_another_rung_must_not_answer():
             client.score_tensor(images(2), "RM_2")
 
 
+@pytest.mark.parametrize(("place", "rung"), [("0", "RM_0"), ("-1", "RM_2"), ("1", "RM_1"), ("digest-of-RM_1", "RM_1")])
+@pytest.mark.parametrize("cache_bytes", [0, 2**20])
+def test_a_rung_is_asked_for_by_its_place_or_digest(place, rung, cache_bytes):
+    with client_of(fake_ladder(), cache_bytes=cache_bytes) as client:
+        for _ in range(2):
+            (one,) = client.score_images([photo()], rung=place)
+            response = client.score_tensor(images(1), place)
+            assert one.model.rung == response.model.rung == rung
+            assert one.score == client.score_images([photo()], rung=rung)[0].score
+
+
+def test_a_place_is_held_to_the_rung_that_was_there_first():
+    ladder = {rung: FakePredictor(rung) for rung in ("RM_1", "RM_2")}
+    apps = [AppTransport(create_app(registry_of(some), Settings())) for some in ({"RM_1": ladder["RM_1"]}, ladder)]
+    transport = httpx.MockTransport(lambda request: apps[0].handle_request(request))
+    with RewardClient(URL, transport=transport) as client:
+        assert client.score_tensor(images(), "-1").model.rung == "RM_1"
+        apps.reverse()
+        with pytest.raises(RewardChanged, match="RM_1 was expected to answer, RM_2 did"):
+            client.score_tensor(images(), "-1")
+        assert client.score_tensor(images(), "1").model.rung == "RM_2"
+        with pytest.raises(RewardRejected, match="unknown rung '7'"):
+            client.score_tensor(images(), "7")
+
+
 # --- servers that misbehave ---
 
 

@@ -135,9 +135,11 @@ def test_a_rung_that_a_trainer_wrote_is_published(refreshed, predictors):
 def test_a_rung_with_a_new_name_becomes_the_default(refreshed, predictors):
     root, digest = refreshed
     with RewardClient(URL, transport=server(root, predictors)) as client:
-        client.score_images(PICTURES[:1])
+        for rung in (None, "-1"):
+            assert client.score_images(PICTURES[:1], rung=rung)[0].model.rung == "RM_2"
         assert client.put_rung("RM_3", "run-7/rungs/RM_2", admin_token=ADMIN).rung == "RM_3"
-        assert client.score_images(PICTURES[:1])[0].model.digest == digest
+        for rung in (None, "-1"):
+            assert client.score_images(PICTURES[:1], rung=rung)[0].model.digest == digest
         assert list(client.rungs()) == ["RM_0", "RM_1", "RM_2", "RM_3"]
 
 
