@@ -20,7 +20,7 @@ from rm_server import tokens
 from rm_server.admission import BodyGate
 from rm_server.bodies import read_new_rung, read_uploads
 from rm_server.observability import Observed
-from rm_server.openapi import PROBLEM_REPLIES, RUNG_DOCUMENT, SCORE_DOCUMENT
+from rm_server.openapi import PROBLEM_REPLIES, RUNG_DOCUMENT, RUNG_REPLIES, SCORE_DOCUMENT
 from rm_server.options import ScoreOptions
 from rm_server.problems import GONE, KINDS, Problem, answer
 from rm_server.registry import Registry
@@ -104,7 +104,7 @@ def create_app(registry: Registry, settings: Settings, service: Service | None =
         """The rungs alone, RM_0 first."""
         return registry.describe().rungs
 
-    @app.put("/rungs/{name}", openapi_extra=RUNG_DOCUMENT, dependencies=[Depends(administrator)])
+    @app.put("/rungs/{name}", openapi_extra=RUNG_DOCUMENT, responses=RUNG_REPLIES, dependencies=[Depends(administrator)])
     async def put_rung(name: str, request: Request) -> ModelReply:
         """Load a rung from the model root and let it take the place of the one of its name.
 
@@ -171,25 +171,35 @@ def _answer_errors(app: FastAPI) -> None:
     async def gone(_: Request, __: Exception) -> Response:
         return Response(status_code=GONE)
 
+    async def unrouted(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return answer(_of_status(request, error))
+
     for left in (ClientGone, ClientDisconnect):
         app.add_exception_handler(left, gone)
     handle(Problem, lambda error: error)
     handle(WireError, Problem.of_schema)
     handle(RequestValidationError, _bad_parameters)
-    handle(HTTPException, _of_status)  # anything else is `Observed`'s
+    app.add_exception_handler(HTTPException, unrouted)  # anything else is `Observed`'s
 
 
 def _bad_parameters(error: RequestValidationError) -> Problem:
     """The first of FastAPI's complaints."""
     fault = error.errors()[0]
     field = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        name, expected = str(fault["loc"][-1])[:80], f"one of {', '.join(ScoreOptions.model_fields)}"
+        sentence = f"unknown parameter {name!r}; expected {expected}"
+        return Problem("unprocessable", sentence, field=field, expected=expected, received=name)
     received = repr(fault.get("input"))[:80]
     return Problem(
         "unprocessable", f"{field}: {fault['msg']}, got {received}", field=field, expected=fault["msg"], received=received
     )
 
 
-def _of_status(error: HTTPException) -> Problem:
+def _of_status(request: Request, error: HTTPException) -> Problem:
     """What the framework itself refuses: an unknown path, a method that is not there."""
     kind = next((kind for kind, (status, _) in KINDS.items() if status == error.status_code), "bad-request")
-    return Problem(kind, str(error.detail), headers=error.headers, status=error.status_code)
+    path = request.scope["path"][:200]
+    sentence = f"{error.detail}: {request.method} {path!r}; GET /docs describes what there is"
+    return Problem(kind, sentence, received=path, headers=error.headers, status=error.status_code)

@@ -60,6 +60,7 @@ _EXAMPLES = {
     "too-large": "a request must have at most 256 images, got 300",
     "unsupported-media-type": "content type must be …, got text/plain",
     "unprocessable": "image must be at least 32 px on each side, got 64x20",
+    "failed": "the server failed on this request; its log says why",
     "busy": "…; try again in 2 s",
 }
 
@@ -72,3 +73,8 @@ def _reply(kind: str, detail: str) -> dict[str, Any]:
 
 PROBLEM_REPLIES: dict[int | str, dict[str, Any]] = {KINDS[kind][0]: _reply(kind, detail) for kind, detail in _EXAMPLES.items()}
 """Of every route."""
+
+RUNG_REPLIES: dict[int | str, dict[str, Any]] = {
+    KINDS["conflict"][0]: _reply("conflict", "round-2/RM_2 has digest sha256:…, not the one that was asked for")
+}
+"""Of ``PUT /rungs/NAME`` besides."""

@@ -552,8 +552,25 @@ def test_a_model_that_went_wrong_is_not_ready():
 
 
 def test_unknown_route_and_method(http):
-    assert refusal(http.get("/nothing"))
-    assert http.get("/score").status_code == 405
+    answer = http.get("/nothing")
+    assert refusal(answer) == "Not Found: GET '/nothing'; GET /docs describes what there is"
+    assert answer.json()["received"] == "/nothing"
+    wrong = http.get("/score")
+    assert wrong.status_code == 405 and wrong.headers["allow"] == "POST" and "GET '/score'" in refusal(wrong)
+
+
+def test_a_parameter_that_is_not_known_is_told_those_that_are(http):
+    answer = http.post("/score", files=upload(PNG), params={"maps": "png"})
+    problem = answer.json()
+    assert answer.status_code == 422 and (problem["field"], problem["received"]) == ("query.maps", "maps")
+    assert problem["expected"].startswith("one of rung, map, map_size, ") and problem["expected"] in refusal(answer)
+
+
+def test_openapi_document_names_the_statuses(http):
+    paths = http.get("/openapi.json").json()["paths"]
+    every = {"400", "401", "404", "408", "413", "415", "422", "500", "503"}
+    assert every | {"200"} == set(paths["/score"]["post"]["responses"])
+    assert every | {"200", "409"} == set(paths["/rungs/{name}"]["put"]["responses"])
 
 
 def test_openapi_document_names_the_bodies(http):
