@@ -1,13 +1,19 @@
-"""Who may call: bearer tokens, compared in constant time."""
+"""Who may call: bearer tokens, compared in constant time; without one, whoever knows the server by a loopback name."""
 
 from __future__ import annotations
 
 import hmac
+import re
 
 from pydantic import SecretStr
+from starlette.datastructures import Headers
 from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rm_server.problems import Problem
+from rm_server.problems import Problem, answer
+from rm_server.settings import is_loopback
+
+_PORT = re.compile(r":[0-9]*$", re.ASCII)
 
 
 def require(request: Request, token: SecretStr | None) -> None:
@@ -29,3 +35,25 @@ def require(request: Request, token: SecretStr | None) -> None:
         received="another token" if given else "none",
         headers={"WWW-Authenticate": 'Bearer realm="finpercep"'},
     )
+
+
+class LoopbackNames:
+    """Middleware of a server without a token: refuses requests for other names than localhost and loopback addresses.
+
+    A web page whose own name was made to lead to this machine (DNS rebinding) would otherwise be answered.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the call on, or refuse it."""
+        host = Headers(scope=scope).get("host", "")[:80] if scope["type"] == "http" else "localhost"
+        if is_loopback(_PORT.sub("", host).strip("[]").lower()):
+            await self.app(scope, receive, send)
+            return
+        sentence = (
+            f"without a token this server answers to localhost and loopback addresses alone, got {host!r}; set FINPERCEP_TOKEN"
+        )
+        problem = Problem("bad-request", sentence, field="Host", expected="localhost or a loopback address", received=host)
+        await answer(problem)(scope, receive, send)

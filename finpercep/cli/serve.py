@@ -90,6 +90,7 @@ def run_server(registry: Registry, settings: Settings) -> None:
     import uvicorn
 
     from rm_server.app import create_app
+    from rm_server.tokens import LoopbackNames
 
     class Announcing(uvicorn.Server):
         """uvicorn, saying so when it listens."""
@@ -104,8 +105,9 @@ def run_server(registry: Registry, settings: Settings) -> None:
     with _listen(settings.host, settings.port) as listener:
         name, port = listener.getsockname()[:2]
         address = f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+        app = create_app(registry, settings)
         config = uvicorn.Config(
-            create_app(registry, settings),
+            LoopbackNames(app) if settings.token is None else app,
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=settings.drain_seconds,

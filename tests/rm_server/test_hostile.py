@@ -9,6 +9,7 @@ import json
 import shutil
 import socket
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -28,7 +29,8 @@ from rm_server.observability import Observed
 from rm_server.problems import ReaderStalled
 from rm_server.service import Service
 from rm_server.settings import Settings
-from tests.fakes import fake_ladder, photo, registry_of
+from rm_server.tokens import LoopbackNames
+from tests.fakes import AppTransport, fake_ladder, photo, registry_of
 from tests.rm_server.test_app import ADMIN, PNG, TOKEN, http_of, items, refusal, upload
 
 JSON = {"content-type": "application/json"}
@@ -38,6 +40,22 @@ def picture(kind: str, size: tuple[int, int], mode: str = "L") -> bytes:
     stream = io.BytesIO()
     Image.new(mode, size).save(stream, kind)
     return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *((name, 200) for name in ("localhost", "LOCALHOST:8000", "127.0.0.1:8000", "127.8.8.8", "[::1]", "[::1]:8000")),
+        *((name, 400) for name in ("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "")),
+    ],
+)
+def test_without_a_token_only_loopback_names_are_answered(host, status):
+    app = LoopbackNames(create_app(registry_of(fake_ladder()), Settings()))
+    with httpx.Client(transport=AppTransport(app), base_url="http://server") as http:
+        answer = http.get("/model", headers={"host": host})
+    assert answer.status_code == status
+    if status == 400:
+        assert f"got {host!r}; set FINPERCEP_TOKEN" in refusal(answer)
 
 
 @pytest.mark.parametrize("token", [None, TOKEN])

@@ -88,6 +88,11 @@ def test_the_curl_of_the_readme(server):
     assert 0 <= answer.json()["items"][0]["score"] <= 1
 
 
+def test_a_page_of_another_name_is_not_answered(server):
+    answer = httpx.get(f"{server.url}/model", headers={"host": "evil.example"}, timeout=60, trust_env=False)
+    assert answer.status_code == 400 and answer.json()["field"] == "Host"
+
+
 def test_the_code_of_the_documentation_gives_the_local_reward_and_gradient(server, predictors):
     (block,) = re.findall(r"^```python\n(.*?)^```", (DOCS / "server.md").read_text(), re.DOTALL | re.MULTILINE)
     names: dict[str, object] = {}
