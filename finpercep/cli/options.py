@@ -9,7 +9,7 @@ import typer
 
 from finpercep.errors import ConfigError
 
-Seed = Annotated[int, typer.Option(help="Decides everything that is drawn at random.")]
+Seed = Annotated[int, typer.Option(help="Decides everything that is drawn at random.", min=0)]
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda[:i]")]
 Policy = Annotated[
     str,

@@ -34,16 +34,19 @@ def read_opinions(path: Path, images: Path | None = None) -> list[Opinion]:
         images: folder that ``image`` is relative to; by default the CSV's own, or the folder ``images`` in it.
 
     Raises:
-        ConfigError: a missing file, column or picture, or an opinion that is not a number; names the line.
+        ConfigError: a missing file, column or picture, or an opinion that is not a number (names the line); or no CSV in UTF-8.
     """
     if not path.is_file():
         raise ConfigError(f"--mos {path}: expected a CSV with the columns image and mos, found no such file")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        missing = [name for name in ("image", "mos") if name not in (reader.fieldnames or [])]
-        if missing:
-            raise ConfigError(f"{path}: needs the columns image and mos, got {', '.join(reader.fieldnames or []) or 'none'}")
-        opinions = [_opinion(row, f"{path}, line {reader.line_num}", path, images) for row in reader]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            missing = [name for name in ("image", "mos") if name not in (reader.fieldnames or [])]
+            if missing:
+                raise ConfigError(f"{path}: needs the columns image and mos, got {', '.join(reader.fieldnames or []) or 'none'}")
+            opinions = [_opinion(row, f"{path}, line {reader.line_num}", path, images) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: expected a CSV in UTF-8, which cannot be read: {error}") from error
     if len(opinions) < MIN_IMAGES:
         raise ConfigError(f"{path}: needs at least {MIN_IMAGES} rated pictures, got {len(opinions)}")
     return opinions

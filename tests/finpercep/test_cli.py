@@ -211,6 +211,11 @@ def test_bad_input_is_said_clearly(tmp_path, arguments, message):
     assert "Traceback" not in failed.stderr
 
 
+def test_a_negative_seed_is_refused(tmp_path):
+    refused = CliRunner().invoke(app, ["train-sr", "--data", str(tmp_path), "--out", str(tmp_path / "x"), "--seed", "-1"])
+    assert refused.exit_code == 2 and "--seed" in refused.output
+
+
 def test_a_full_gpu_is_one_line_and_other_runtime_errors_keep_their_traceback(monkeypatch, capsys):
     def failing(error):
         def command():

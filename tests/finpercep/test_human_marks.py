@@ -47,6 +47,21 @@ def same_everywhere(pixels):
     return np.full(pixels.shape[:2], 0.3, dtype=np.float32)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "image,mos\nbär.png,3\n".encode("latin-1"),
+        b"image,mos\n" + b"x" * 200_000 + b",3\n",
+        b"image,mos\n" + b"x" * 300 + b",3\n",
+    ],
+    ids=["not UTF-8", "a field beyond the limit", "no file has such a name"],
+)
+def test_a_file_that_is_no_csv_is_named(tmp_path, content):
+    (tmp_path / "mos.csv").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"mos\.csv: expected a CSV in UTF-8, which cannot be read"):
+        read_opinions(tmp_path / "mos.csv")
+
+
 def test_a_map_that_knows_gets_ones_and_one_that_does_not_gets_chance(tmp_path):
     folders(tmp_path)
     perfect, blind = evaluate_masks({"perfect": bright, "blind": same_everywhere}, find_marked(tmp_path))
