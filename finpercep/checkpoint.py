@@ -102,12 +102,19 @@ def write_checkpoint(
 
     Returns:
         The digest.
+
+    Raises:
+        WeightsError: a weight is not finite, or does not fit ``dtype``.
     """
     model = json.loads(json.dumps(model))  # what a reader will see: tuples are lists
     stored = {
         name: tensor.detach().cpu().to(dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in state.items()
     }
+    if not all(torch.isfinite(tensor).all() for tensor in stored.values()):
+        fit = "" if dtype is None else f" and fit {str(dtype).removeprefix('torch.')}"
+        advice = "" if dtype is None else "; keep them in float32 (half = false)"
+        raise WeightsError(f"{folder}: weights must be finite{fit}, and some are not{advice}")
     digest = digest_of(model, stored)
     write_atomically(folder / WEIGHTS_NAME, save_tensors(stored))
     record = {"format": CHECKPOINT_FORMAT, "version": CONTRACT_VERSION, "model": model, "digest": digest}

@@ -61,6 +61,18 @@ def test_round_trip(tmp_path, dtype):
     assert torch.allclose(loaded(images).score, model(images).score, atol=tolerance)
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [(1e6, torch.float16, "finite and fit float16, .*half = false"), (float("nan"), None, "must be finite, and some are not$")],
+)
+def test_weights_that_would_be_stored_as_no_number_are_refused(tmp_path, value, dtype, message):
+    model = build_reward_model(RewardModelConfig())
+    next(model.parameters()).data[0] = value
+    with pytest.raises(WeightsError, match=message):
+        write_checkpoint(tmp_path, model.config.to_json(), model.state_dict(), dtype=dtype)
+    assert not list(tmp_path.iterdir())
+
+
 def test_save_pretrained_writes_the_same_contract(tmp_path):
     model = build_reward_model(RewardModelConfig()).eval()
     model.save_pretrained(tmp_path)
