@@ -74,13 +74,13 @@ def eval_rm(
         _measure_opinions(result, rungs, metrics, mos, images, seed, resamples, html is not None)
     if masks is not None:
         _measure_masks(result, rungs, masks, html is not None)
-    if html is not None:
-        _write_page(html, folder, rungs, result)
     if as_json:
-        print(json.dumps({"model": str(folder), **result.record}, allow_nan=False))
-        return
-    for title, table in result.tables.items():
-        show(results_table(title, table))
+        print(json.dumps({"model": str(folder), **result.record}, allow_nan=False), flush=True)
+    else:
+        for title, table in result.tables.items():
+            show(results_table(title, table))
+    if html is not None:  # last: what was measured is not lost to a path that cannot be written
+        _write_page(html, folder, rungs, result)
 
 
 @dataclass

@@ -100,6 +100,13 @@ def test_the_page_is_self_contained_and_shows_cases(small_ladder, dataset, marke
     assert html.count("data:image/png;base64,") == 2 + 2 + 3
 
 
+def test_a_page_that_cannot_be_written_costs_no_figures(small_ladder, opinions, tmp_path):
+    options = ("--model", small_ladder, "--rung", "RM_0", "--mos", opinions, "--resamples", 2, "--html", tmp_path)
+    for form, expected in ((("--json",), '"mos"'), ((), "SRCC")):
+        result = run(*options, *form)
+        assert result.exit_code == 1 and expected in result.stdout
+
+
 def test_a_page_of_a_rung_without_map_ranks_cases_by_score(small_ladder, dataset, tmp_path):
     result = run("--model", small_ladder, "--data", dataset, "--rung", "RM_0", "--html", tmp_path / "page.html")
     assert result.exit_code == 0, result.output
