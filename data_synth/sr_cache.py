@@ -28,7 +28,7 @@ _FORMAT = 1
 
 
 def batch_key(model: SRModel, lr: RGB8, calls: Sequence[SRCall]) -> str:
-    """Digest of all that decides the outputs: the model's name, version and scale, the LR pictures, and the calls.
+    """Digest of all that decides the outputs: the model's name, version and scale, PyTorch's version, LR pictures, and calls.
 
     Args:
         model: neither called nor loaded.
@@ -41,6 +41,7 @@ def batch_key(model: SRModel, lr: RGB8, calls: Sequence[SRCall]) -> str:
     record = {
         "format": _FORMAT,
         "model": [model.name, model.version, model.scale],
+        "torch": torch.__version__,
         "shape": lr.shape,
         "calls": [{"seed": call.seed, "settings": dict(call.settings), "crop": asdict(call.crop)} for call in calls],
     }

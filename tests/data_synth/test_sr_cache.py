@@ -130,6 +130,14 @@ def test_another_model_or_picture_is_another_entry():
     assert len(set(keys)) == len(keys)
 
 
+def test_another_pytorch_is_another_entry(monkeypatch):
+    """A build names its version among what decides the bytes; pictures of another must not come into it."""
+    lr, calls = a_batch(0), some_calls()
+    before = batch_key(SmallNet(), lr, calls)
+    monkeypatch.setattr(torch, "__version__", "1.0")
+    assert batch_key(SmallNet(), lr, calls) != before
+
+
 def test_the_key_does_not_depend_on_how_things_lie_in_memory():
     lr, calls = a_batch(0), some_calls()
     twice = [dataclasses.replace(call, settings={"a": 1.0, "b": 2.0}) for call in calls]
