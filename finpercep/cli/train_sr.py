@@ -17,6 +17,10 @@ from finpercep.cli.options import Device, Seed
 if TYPE_CHECKING:
     import torch
 
+    from finpercep.sr.policy import DrawPair
+    from finpercep.sr.pretrain import PretrainConfig
+    from finpercep.sr.tiny import TinyDiffusionSR
+
 METRICS_NAME = "metrics.jsonl"
 EVALUATION_CROP = 128
 EVALUATED = ((1, 0.0), (2, 1.0), (4, 0.0), (4, 1.0))
@@ -46,9 +50,8 @@ def train_sr(
     from data_synth.device import computes_bf16, resolve_device
     from finpercep.cli.photo_pairs import PhotoPairs, digest_of_photos
     from finpercep.cli.training_photos import photos_of_folders
-    from finpercep.sr.pretrain import PretrainConfig, measure_residual_std, pretrain
+    from finpercep.sr.pretrain import PretrainConfig, measure_residual_std
     from finpercep.sr.tiny import TinyConfig, TinyDiffusionSR, build_scheduler, build_unet
-    from finpercep.training.metrics_log import append_metrics, keep_metrics
     from finpercep.training.run_config import claim_config
 
     config = PretrainConfig(steps=steps, batch_size=batch_size, crop=crop, lr=lr, seed=seed, snapshots=tuple(snapshot or ()))
@@ -63,20 +66,36 @@ def train_sr(
     policy.residual_std = measure_residual_std(policy, pairs, seed)
     policy.to(on)
     say(f"{len(pairs.photos)} photos to train on, residual std {policy.residual_std:.4f}")
-    keep_metrics(out / METRICS_NAME, lambda _: True)
-    with progress_bar() as bar:
-        task = bar.add_task("train-sr", total=steps, figures="")
-        average = None
-        for progress in pretrain(policy, pairs, config, out):
-            average = progress.loss if average is None else 0.98 * average + 0.02 * progress.loss
-            bar.update(task, completed=progress.step, figures=f"loss {average:.4f}")
-            append_metrics(
-                out / METRICS_NAME, {"kind": "StepReport", "rung": "tiny", "step": progress.step, "losses": {"v": progress.loss}}
-            )
+    train_policy(policy, pairs, config, out)
     evaluation = evaluate(out, photos.held_out, seed, policy.device)
     write_atomically(out / "evaluation.json", (json.dumps(evaluation, indent=2) + "\n").encode())
     columns = evaluation["means"]
     show(figures_table(f"{evaluation['crops']} held-out crops", [(name, _line(means)) for name, means in columns.items()]))
+
+
+def train_policy(policy: TinyDiffusionSR, pairs: DrawPair, config: PretrainConfig, out: Path) -> None:
+    """Train under a progress bar; ``metrics.jsonl`` has every step once, though an interrupted run takes some again."""
+    from finpercep.sr.pretrain import pretrain
+    from finpercep.training.metrics_log import append_metrics
+
+    log, average = out / METRICS_NAME, None
+    with progress_bar() as bar:
+        task = bar.add_task("train-sr", total=config.steps, figures="")
+        for progress in pretrain(policy, pairs, config, out):
+            step, loss = progress.step, progress.loss
+            if average is None:
+                _forget_from(log, step)
+            average = loss if average is None else 0.98 * average + 0.02 * loss
+            bar.update(task, completed=step, figures=f"loss {average:.4f}")
+            append_metrics(log, {"kind": "StepReport", "rung": "tiny", "step": step, "losses": {"v": loss}})
+        bar.update(task, completed=config.steps)
+
+
+def _forget_from(log: Path, step: int) -> None:
+    """Drop the lines of ``step`` and those after it, which are taken again."""
+    from finpercep.training.metrics_log import keep_metrics
+
+    keep_metrics(log, lambda record: record["step"] < step)
 
 
 def evaluate(folder: Path, photos: Sequence[RGB8], seed: int, device: torch.device) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class PretrainConfig:
         crop: side of the HR crop in px, a multiple of 8.
         lr: peak learning rate of AdamW (warm-up, then cosine).
         ema: decay of the weight average that is kept.
-        save_every: steps between run states.
+        save_every: steps between run states; the last step has one too.
         seed: decides batches and noise.
         snapshots: steps after which the model is kept as it is then, in ``snapshots/STEP``: an SR model with faults of its own.
     """
@@ -48,13 +48,17 @@ class PretrainConfig:
     snapshots: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size, self.save_every) < 1:
+            raise ConfigError(
+                f"steps, batch_size and save_every must be positive, got {self.steps}, {self.batch_size}, {self.save_every}"
+            )
         if self.crop < 8 or self.crop % 8:
             raise ConfigError(f"crop must be a positive multiple of 8, got {self.crop}")
 
 
 @dataclass(frozen=True)
 class PretrainProgress:
-    """State after a step: the step number (1-based) and the loss averaged over the steps since the last report."""
+    """State after a step: the step number (1-based) and its loss."""
 
     step: int
     loss: float
@@ -95,7 +99,7 @@ def pretrain(policy: TinyDiffusionSR, draw_pair: DrawPair, config: PretrainConfi
             torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimiser.step()
             ema.step(policy.parameters())
-            if (step + 1) % config.save_every == 0:
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 state = {
                     "policy": policy.state_dict(),
                     "optimiser": optimiser.state_dict(),

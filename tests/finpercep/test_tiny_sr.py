@@ -9,12 +9,14 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
-from finpercep.errors import SchemaError, TrainingError, WeightsError
+from finpercep.cli.train_sr import train_policy
+from finpercep.errors import ConfigError, SchemaError, TrainingError, WeightsError
 from finpercep.sr.loading import load_policy
 from finpercep.sr.policy import seeded_generators
 from finpercep.sr.pretrain import PretrainConfig, measure_residual_std, pretrain
 from finpercep.sr.tiny import TinyDiffusionSR
 from finpercep.sr.transition import Sampler
+from finpercep.training.metrics_log import read_metrics
 
 
 def pair(rng: np.random.Generator):
@@ -138,6 +140,25 @@ def test_pretraining_learns_and_resumes_bit_for_bit(small_policy, tmp_path):
         assert torch.equal(tensor, resumed[name]), name
 
 
+def test_a_step_taken_again_stands_once_and_a_finished_run_takes_none(small_policy, tmp_path):
+    """Interrupted after step 3 with a state of step 2, its last line torn; run again, and once more when all is done."""
+    config = PretrainConfig(steps=5, batch_size=2, crop=32, save_every=2)
+    first, again, finished = (small_policy.frozen_copy() for _ in range(3))
+    for policy in (first, again, finished):
+        policy.unet.requires_grad_(True)
+    run(first, tmp_path, 5, stop_after=3)
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3)) + '{"st')
+    train_policy(again, pair, config, tmp_path)
+    assert [record["step"] for record in read_metrics(log)] == [1, 2, 3, 4, 5]
+    assert "losses" in read_metrics(log)[2]
+    before = log.read_bytes()
+    train_policy(finished, pair, config, tmp_path)
+    assert log.read_bytes() == before
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, finished.state_dict()[name]), name
+
+
 def test_pretraining_stops_at_a_non_finite_loss(small_policy, tmp_path):
     def broken(rng):
         hr, lr = pair(rng)
@@ -145,6 +166,12 @@ def test_pretraining_stops_at_a_non_finite_loss(small_policy, tmp_path):
 
     with pytest.raises(TrainingError, match="lower the learning rate"):
         list(pretrain(small_policy, broken, PretrainConfig(steps=1, batch_size=1, crop=32), tmp_path))
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch_size": 0}, {"save_every": 0}, {"crop": 30}])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        PretrainConfig(**wrong)
 
 
 def test_residual_std_makes_the_state_unit_variance(small_policy):
