@@ -17,7 +17,6 @@ from data_synth.draws import DrawError, Range, between, check_probability, check
 from data_synth.images import FloatImage, luma, to_8bit
 
 NoiseKind = Literal["gaussian", "poisson"]
-"""ITU-R BT.601 weights of R, G, B."""
 
 
 @dataclass(frozen=True)

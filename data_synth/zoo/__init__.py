@@ -1,4 +1,4 @@
-"""The SR zoo: half a dozen tiny SR networks of our own that differ in what they get wrong.
+"""The SR zoo: seven tiny SR networks of our own that differ in what they get wrong.
 
 networks.py   architectures and the discriminator
 losses.py     what they are trained for, as pure functions

@@ -43,7 +43,7 @@ def train_zoo(
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
-    """Train half a dozen tiny SR networks that differ in what they get wrong; a tenth of the photos is held out and measured.
+    """Train seven tiny SR networks that differ in what they get wrong; a tenth of the photos is held out and measured.
 
     Example: finpercep train-zoo --data photos/ --out runs/zoo --preview zoo.png
     """
