@@ -11,6 +11,8 @@ from typing import Literal
 
 import torch
 
+from finpercep.rl.world import World
+
 MIN_STD = 1e-6
 """Rewards of a group that spread less than this are taken to be equal: it is the rounding of float32 rewards."""
 
@@ -31,10 +33,10 @@ class Advantages:
     finite: torch.Tensor
     kept: torch.Tensor
 
-    def dropped(self) -> dict[str, float]:
-        """How many groups are not kept, by reason, for the log."""
+    def dropped(self, world: World) -> dict[str, float]:
+        """How many groups of all processes are not kept, by reason, for the log."""
         without = {"reward": ~self.finite, "spread": self.finite & ~self.kept}
-        return {f"groups without {what}": float(groups.sum()) for what, groups in without.items()}
+        return {f"groups without {what}": world.total(float(groups.sum())) for what, groups in without.items()}
 
 
 def group_advantages(rewards: torch.Tensor, *, spread: Spread = "group", clip: float = 5.0) -> Advantages:

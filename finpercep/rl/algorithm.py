@@ -74,7 +74,8 @@ class Update:
     Attributes:
         rewards: of the images it scored, in any order.
         losses: weighted terms of what was minimised, by name.
-        figures: what else is worth watching: ceilings, clipped shares, KL.
+        figures: what else is worth watching: ceilings, clipped shares, KL. Of these and the losses, the mean over the processes
+            is that of the whole batch; a count is that of all of them.
         waited: seconds it stood still for rewards, where it does something else meanwhile; None where it waits for every one.
     """
 

@@ -71,7 +71,8 @@ class Ddpo(PolicyGradient):
     def judge(self, rollout: Rollout, seeds: Sequence[int]) -> Judged:
         """See `PolicyGradient`."""
         found = own_advantages(rollout, self.world, self._advantages)
-        return Judged(pieces_of(rollout.groups, found.values, found.kept, self.config.parts(), seeds), found.dropped())
+        pieces = pieces_of(rollout.groups, found.values, found.kept, self.config.parts(), seeds)
+        return Judged(pieces, found.dropped(self.world))
 
     def _advantages(self, rewards: torch.Tensor) -> Advantages:
         """Of (G, K) rewards; with a baseline of the batch, groups without a reward are left out of it."""

@@ -102,7 +102,7 @@ class Dpo(Stateless):
         found = group_advantages(rollout.rewards)
         pairs = _pairs(batch, rollout, found.kept)
         total = self.world.mean(len(pairs))
-        tally, weight = Tally(), self.config.pretraining_weight
+        tally, weight = Tally(self.world), self.config.pretraining_weight
         for _ in range(self.config.steps):
             seeds = np.asarray(batch.seeds(rng, self.config.draws))[found.kept.cpu().numpy()]
             self._accumulate(pairs, total, seeds, optimise, tally)
@@ -110,7 +110,7 @@ class Dpo(Stateless):
             tally.add(1.0, pretraining=pretraining)
             if total or weight:
                 optimise.step()
-        figures = {**found.dropped(), "margin": tally.mean("margin"), "agreement": tally.mean("agreement")}
+        figures = {**found.dropped(self.world), "margin": tally.mean("margin"), "agreement": tally.mean("agreement")}
         return Update(rewards, {name: tally.mean(name) for name in ("preference", "pretraining")}, figures, rollout.waited)
 
     def _accumulate(self, pairs: Pairs, total: float, drawn: np.ndarray, optimise: Optimise, tally: Tally) -> None:

@@ -105,7 +105,8 @@ class Draft(Stateless):
         pretraining = add_pretraining(self.policy, batch, config.pretraining_weight, rng, optimise, config.micro_batch)
         optimise.step()
         rewards = joined_rewards(scored)
-        figures = {"differentiated steps": self.policy.num_steps - cut, "images without reward": count - len(rewards.reward)}
+        without = self.world.total(count - len(rewards.reward))
+        figures = {"differentiated steps": self.policy.num_steps - cut, "images without reward": without}
         return Update(rewards, {"reward": total, "pretraining": pretraining}, figures)
 
     def images(self, lr: torch.Tensor, cut: int, seeds: list[int]) -> torch.Tensor:

@@ -101,7 +101,7 @@ class Grpo(PolicyGradient):
         if rollout.groups[0].scored.maps is not None:
             values = values[..., None, None] + self.config.map_weight * self._map_advantages(rollout, found.kept)
         pieces = pieces_of(rollout.groups, values, found.kept, self.config.parts(), seeds)
-        return Judged(pieces, found.dropped())
+        return Judged(pieces, found.dropped(self.world))
 
     def _map_advantages(self, rollout: Rollout, kept: torch.Tensor) -> torch.Tensor:
         """(G, K, h, w); 0 in groups that are not kept."""

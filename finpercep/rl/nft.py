@@ -121,7 +121,7 @@ class Nft:
         found = own_advantages(rollout, self.world, advantages)
         good = optimality(found.values, config.advantage_clip)
         pieces = pieces_of(rollout.groups, good, found.kept, config.parts(), batch.seeds(rng))
-        total, tally = self.world.mean(sum(len(piece.trajectory) for piece in pieces)), Tally()
+        total, tally = self.world.mean(sum(len(piece.trajectory) for piece in pieces)), Tally(self.world)
         for piece in pieces:
             self._accumulate(piece, len(piece.trajectory) / total, optimise, tally)
         pretraining = add_pretraining(self.policy, batch, config.pretraining_weight, rng, optimise, config.micro_batch)
@@ -129,7 +129,7 @@ class Nft:
             optimise.step()
         self._move_old()
         losses = {"policy": tally.mean("policy"), "reference": tally.mean("reference"), "pretraining": pretraining}
-        return Update(rewards, losses, found.dropped(), rollout.waited)
+        return Update(rewards, losses, found.dropped(self.world), rollout.waited)
 
     def _accumulate(self, piece: Piece, share: float, optimise: Optimise, tally: Tally) -> None:
         """Add ``share`` of the gradient of the mean loss over the drawn levels."""

@@ -107,7 +107,7 @@ class PolicyGradient(Stateless, ABC):
         rollout = sample_groups(self.policy, batch, reward, rng, self.settings, stored=self.indices, maps=self.wants_maps)
         rewards = rollout.finite_rewards(self.world)
         judged = self.judge(rollout, batch.seeds(rng))
-        tally = Tally()
+        tally = Tally(self.world)
         weight = self.settings.pretraining_weight
         for _ in range(self.settings.epochs):
             order = np.random.default_rng(int(rng.integers(2**31)))

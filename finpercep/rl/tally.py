@@ -1,14 +1,17 @@
-"""Weighted means of what an update computes bit by bit."""
+"""Weighted means of what an update computes bit by bit, in one process or several."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 
+from finpercep.rl.world import World
+
 
 class Tally:
-    """Adds up values by name with weights, and tells their means."""
+    """Adds up values by name with weights, and tells their means over all processes of ``world``."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: World) -> None:
+        self._world = world
         self._sums: defaultdict[str, float] = defaultdict(float)
         self._weights: defaultdict[str, float] = defaultdict(float)
 
@@ -19,5 +22,6 @@ class Tally:
             self._weights[name] += weight
 
     def mean(self, name: str) -> float:
-        """The weighted mean of what was added under ``name``; 0 when nothing was."""
-        return self._sums[name] / self._weights[name] if self._weights[name] else 0.0
+        """The weighted mean of what any process added under ``name``; 0 when none did. Every process asks."""
+        total, weight = self._world.total(self._sums[name]), self._world.total(self._weights[name])
+        return total / weight if weight else 0.0

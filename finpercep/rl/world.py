@@ -30,6 +30,10 @@ class World(Protocol):
         """The mean of every process's number."""
         ...
 
+    def total(self, value: float) -> float:
+        """Their sum."""
+        ...
+
     def gather(self, values: torch.Tensor) -> torch.Tensor:
         """The rows of every process's tensor in order of rank; they may differ in number."""
         ...
@@ -56,6 +60,10 @@ class Alone:
         """The number."""
         return value
 
+    def total(self, value: float) -> float:
+        """The number."""
+        return value
+
     def gather(self, values: torch.Tensor) -> torch.Tensor:
         """The tensor."""
         return values
@@ -79,9 +87,13 @@ class Processes:
 
     def mean(self, value: float) -> float:
         """See `World`."""
+        return self.total(value) / self.size
+
+    def total(self, value: float) -> float:
+        """See `World`."""
         each: list[float] = [0.0] * self.size
         distributed.all_gather_object(each, value)
-        return sum(each) / self.size
+        return sum(each)
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
         """See `World`."""

@@ -75,8 +75,9 @@ def main(folder: Path) -> None:
         run = RunDirectory(folder / f"{name}-of-{world.size}")
         seen = list(finetune(trained, Uneven(), draw_pair, lambda x: [x], config, run, held_out=held_out, world=world))
         shown = [(m.reward, m.grad_norm, m.verdict["change"] if m.verdict else 0.0) for m in seen]
+        told = [{**m.losses, **m.figures} for m in seen]
         torch.save(
-            {"start": start, "weights": trained.state_dict(), "metrics": shown},
+            {"start": start, "weights": trained.state_dict(), "metrics": shown, "told": told},
             folder / f"{name}-{world.rank}-of-{world.size}.pt",
         )
     if torch.distributed.is_initialized():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from finpercep.rl.advantages import group_advantages
 from finpercep.rl.clipped_ratio import clipped_surrogate
 from finpercep.rl.credit import map_advantages, positions_map
+from finpercep.rl.world import ALONE
 
 SETTINGS = settings(max_examples=40, deadline=None)
 SPREADS = ["group", "batch"]
@@ -57,7 +58,7 @@ def test_groups_that_teach_nothing_are_dropped_and_leave_the_others_alone():
         assert found.kept.tolist() == [True, False, False, False] and found.finite.tolist() == [True, True, False, False]
         assert found.values[0].tolist() == pytest.approx([-1.0, 1.0])
         assert found.values[1:].abs().max() == 0
-        assert found.dropped() == {"groups without reward": 2.0, "groups without spread": 1.0}
+        assert found.dropped(ALONE) == {"groups without reward": 2.0, "groups without spread": 1.0}
 
 
 def test_spread_of_the_batch_weighs_groups_by_what_is_at_stake():

@@ -26,6 +26,10 @@ def test_two_processes_make_the_update_of_one(folder, algorithm):
     alone, first, second = (torch.load(folder / f"{algorithm}-{name}.pt") for name in ("0-of-1", "0-of-2", "1-of-2"))
     assert first["metrics"] == second["metrics"]
     assert alone["metrics"][0] == pytest.approx(first["metrics"][0], rel=1e-5)
+    assert first["told"] == second["told"] and alone["told"][0] == pytest.approx(first["told"][0], rel=1e-4, abs=1e-6)
+    for ours, theirs in zip(alone["told"], first["told"], strict=True):  # refl's ceiling depends on the company of a photo here
+        names = ours.keys() - {"reward", "ceiling"}
+        assert {name: ours[name] for name in names} == pytest.approx({name: theirs[name] for name in names}, rel=1e-2, abs=1e-4)
     for ours, theirs in zip(alone["metrics"], first["metrics"], strict=True):  # what rounding has grown to through clipped ratios
         assert ours[:2] == pytest.approx(theirs[:2], rel=1e-2)
         assert ours[2] == pytest.approx(theirs[2], abs=1e-2)  # the panel of two crops, in standard deviations
