@@ -89,7 +89,7 @@ class VariancePreserving(NoisePath):
         return (*(self.at(timestep) for timestep in self.timesteps(num_steps)), CLEAN)
 
     def timesteps(self, num_steps: int) -> torch.Tensor:
-        """``num_steps`` training timesteps, falling, as the scheduler spaces them. Raises `ConfigError`: there are not so many."""
+        """``num_steps`` training timesteps, falling, as the scheduler spaces them. Raises `ConfigError`: not so many exist."""
         total = self.scheduler.config.num_train_timesteps
         if not 1 <= num_steps <= total:
             raise ConfigError(f"num_steps must lie in 1…{total}, got {num_steps}")
