@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from finpercep.reward_model.model import FinPercepRM
 from finpercep.training.calibration import fit_calibration
 from finpercep.training.data import Samples, whole_batch
+from finpercep.training.map_tally import MapTally, count_image
 from finpercep.training.metrics import VISIBLE, MapQuality, RankingQuality, map_quality, ranking_quality
 
 AREA_BINS = ((0.0, 0.03), (0.03, 0.1), (0.1, 0.3), (0.3, 1.01))
@@ -52,18 +54,23 @@ class Predictions:
 
 
 def evaluate_rung(model: FinPercepRM, samples: Samples, *, batch_size: int = 16) -> RungQuality:
-    """All figures of one rung on all ``samples`` (uncropped, float32)."""
-    predictions = predict_split(model, samples, batch_size=batch_size)
-    share = (predictions.target > VISIBLE).mean(axis=(1, 2))
-    scores = (predictions.score_gt, predictions.score_syn, predictions.score_sr)
-    quality = None
-    if predictions.map_syn is not None and predictions.map_gt is not None:
-        quality = map_quality(predictions.map_syn, predictions.map_gt, predictions.target)
+    """All figures of one rung on all ``samples`` (uncropped, float32). Maps are counted and forgotten, batch by batch."""
+    tally, seen_scores, seen_shares = MapTally(), [], []
+    for seen in _predict_batches(model, samples, batch_size):
+        marks = seen.target > VISIBLE
+        seen_shares.append(marks.mean(axis=(1, 2)))
+        seen_scores.append((seen.score_gt, seen.score_syn, seen.score_sr))
+        if seen.map_syn is not None and seen.map_gt is not None:
+            for syn, gt, target, marked in zip(seen.map_syn, seen.map_gt, seen.target, marks, strict=True):
+                tally.add(count_image(syn, marked, original_map=gt, target=target))
+    share = np.concatenate(seen_shares)
+    score_gt, score_syn, score_sr = (np.concatenate(parts) for parts in zip(*seen_scores, strict=True))
+    figures = tally.figures()
+    ranked = functools.partial(ranking_quality, score_gt, score_syn, score_sr)
     by_area = {
-        f"{low:.2f}-{min(high, 1.0):.2f}": ranking_quality(*scores, (share > 0) & (share >= low) & (share < high))
-        for low, high in AREA_BINS
+        f"{low:.2f}-{min(high, 1.0):.2f}": ranked((share > 0) & (share >= low) & (share < high)) for low, high in AREA_BINS
     }
-    return RungQuality(quality, ranking_quality(*scores, share > 0), by_area)
+    return RungQuality(map_quality(figures) if figures.images else None, ranked(share > 0), by_area)
 
 
 _PIXEL_STEP = 4  # of the map, every fourth pixel of every fourth row is enough
@@ -98,31 +105,32 @@ def _logit(probabilities: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(probabilities).double().logit(eps=1e-7)
 
 
-@torch.no_grad()
 def predict_split(model: FinPercepRM, samples: Samples, *, batch_size: int = 16) -> Predictions:
     """Run a rung over a split in eval mode; the model's mode is put back afterwards."""
-    was_training = model.training
-    model.eval()
     parts = list(_predict_batches(model, samples, batch_size))
-    model.train(was_training)
-    joined: dict[str, Any] = {
-        name: None if parts[0][name] is None else np.concatenate([part[name] for part in parts]) for name in parts[0]
-    }
+    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Predictions)}
+    joined: dict[str, Any] = {name: None if own[0] is None else np.concatenate(own) for name, own in columns.items()}
     return Predictions(**joined)
 
 
-def _predict_batches(model: FinPercepRM, samples: Samples, batch_size: int) -> Iterator[dict[str, Any]]:
-    device = next(model.parameters()).device
+@torch.no_grad()
+def _predict_batches(model: FinPercepRM, samples: Samples, batch_size: int) -> Iterator[Predictions]:
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
     for indexes in _chunks(len(samples), batch_size):
         batch = whole_batch(samples, indexes)
-        outputs = {name: model(getattr(batch, name).to(device)) for name in ("gt", "syn", "sr")}
-        yield {
-            **{f"score_{name}": output.score.cpu().numpy() for name, output in outputs.items()},
-            **{f"map_{name}": None if outputs[name].map is None else outputs[name].map.cpu().numpy() for name in ("syn", "gt")},
-            "target": batch.map.numpy(),
-            "quality_syn": batch.quality_syn.numpy(),
-            "quality_sr": batch.quality_sr.numpy(),
-        }
+        gt, syn, sr = (model(images.to(device)) for images in (batch.gt, batch.syn, batch.sr))
+        yield Predictions(
+            score_gt=gt.score.cpu().numpy(),
+            score_syn=syn.score.cpu().numpy(),
+            score_sr=sr.score.cpu().numpy(),
+            quality_syn=batch.quality_syn.numpy(),
+            quality_sr=batch.quality_sr.numpy(),
+            map_syn=None if syn.map is None else syn.map.cpu().numpy(),
+            map_gt=None if gt.map is None else gt.map.cpu().numpy(),
+            target=batch.map.numpy(),
+        )
+    model.train(was_training)
 
 
 def _chunks(length: int, size: int) -> list[Sequence[int]]:

@@ -1,4 +1,4 @@
-"""How good a map and a ranking are, measured so that texture or area cannot flatter. Pure functions on arrays."""
+"""How good a map and a ranking are, measured so that texture or area cannot flatter. Pure functions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import average_precision_score, roc_auc_score
+
+from finpercep.training.map_tally import MapFigures
 
 Array = npt.NDArray[np.floating]
 
@@ -18,14 +19,16 @@ VISIBLE = 0.1
 class MapQuality:
     """Quality of predicted maps; None where a figure is undefined (no visible defect among the samples).
 
+    Map values count as equal when their odds differ by less than 0.14 %, or lie beyond 2^±16 (`map_tally`).
+
     Attributes:
         paired_auroc: AUROC of map values at the visibly changed pixels of syn against map values at the same pixels of gt;
             0.5 = blind. Content is the same on both sides, so a map that follows texture gains nothing. To be reported first.
         auroc: AUROC of visible against all other pixels of syn.
         auprc: average precision of the same; chance is ``prevalence``.
         prevalence: share of visible pixels.
-        l1: mean |M − M_gt| on syn.
-        clean_mean: mean map on gt (false alarm).
+        l1: mean |M − M_gt| on syn, the mean of the images' own.
+        clean_mean: mean map on gt (false alarm), likewise.
     """
 
     paired_auroc: float | None
@@ -36,25 +39,11 @@ class MapQuality:
     clean_mean: float
 
 
-def map_quality(predicted_syn: Array, predicted_gt: Array, target: Array) -> MapQuality:
-    """Figures over all pixels of (N, H, W) maps of syn, maps of the matching gt, and M_gt."""
-    visible = target > VISIBLE
-    changed = predicted_syn[visible]
-    both = 0 < visible.sum() < visible.size
-    return MapQuality(
-        paired_auroc=auroc(changed, predicted_gt[visible]) if visible.any() else None,
-        auroc=auroc(changed, predicted_syn[~visible]) if both else None,
-        auprc=float(average_precision_score(visible.ravel(), predicted_syn.ravel())) if both else None,
-        prevalence=float(visible.mean()),
-        l1=float(np.abs(predicted_syn - target).mean()),
-        clean_mean=float(predicted_gt.mean()),
-    )
-
-
-def auroc(positive: Array, negative: Array) -> float:
-    """Chance that a positive value exceeds a negative one, ties counting half."""
-    labels = np.concatenate([np.ones(len(positive)), np.zeros(len(negative))])
-    return float(roc_auc_score(labels, np.concatenate([positive, negative])))
+def map_quality(figures: MapFigures) -> MapQuality:
+    """What is reported of a tally of images that were counted with the map of the matching gt and with M_gt; at least one."""
+    pooled, l1, clean_mean = figures.pooled, figures.l1, figures.clean_mean
+    assert pooled.prevalence is not None and l1 is not None and clean_mean is not None
+    return MapQuality(pooled.paired_auroc, pooled.auroc, pooled.auprc, pooled.prevalence, l1, clean_mean)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from finpercep.training.learning_rate import warmup_cosine
 from finpercep.training.losses import align_loss, map_loss, margins, quality_loss, ranking_loss
-from finpercep.training.metrics import auroc, map_quality, ranking_quality
+from finpercep.training.map_tally import MapTally, count_image
+from finpercep.training.metrics import VISIBLE, map_quality, ranking_quality
 
 
 def test_map_loss_is_l1_where_the_map_is_known():
@@ -58,9 +60,30 @@ def test_learning_rate_warms_up_and_ends_at_a_hundredth():
     assert 0.01 <= rates[-1] < 0.012
 
 
-def test_auroc_of_separated_equal_and_reversed_values():
-    low, high = np.zeros(5), np.ones(7)
-    assert (auroc(high, low), auroc(low, low), auroc(low, high)) == (1.0, 0.5, 0.0)
+def quality_of(seen, clean, target):
+    """Figures of maps (N, H, W) of syn and of gt, and of M_gt."""
+    tally = MapTally()
+    for one, original, known in zip(seen, clean, target, strict=True):
+        tally.add(count_image(one, known > VISIBLE, original_map=original, target=known))
+    return map_quality(tally.figures())
+
+
+def test_map_quality_is_scikit_learns_on_all_pixels_at_once():
+    """Where the map lives near 0, and where many values are equal."""
+    rng = np.random.default_rng(5)
+    target = np.where(rng.uniform(size=(6, 24, 24)) < 0.1, rng.uniform(size=(6, 24, 24)), 0)
+    visible = target > VISIBLE
+    for scale, levels in ((0.01, 10**6), (1.0, 20)):
+        seen, clean = (np.round(scale * rng.uniform(size=target.shape) ** 2 * levels) / levels for _ in range(2))
+        seen = np.minimum(seen * np.where(visible, 2, 1), 1)
+        quality = quality_of(seen, clean, target)
+        changed, labels = seen[visible], np.repeat([True, False], visible.sum())
+        assert quality.paired_auroc == pytest.approx(roc_auc_score(labels, [*changed, *clean[visible]]), abs=5e-4)
+        assert quality.auroc == pytest.approx(roc_auc_score(visible.ravel(), seen.ravel()), abs=5e-4)
+        assert quality.auprc == pytest.approx(average_precision_score(visible.ravel(), seen.ravel()), abs=2e-3)
+        assert quality.prevalence == pytest.approx(visible.mean())
+        assert quality.l1 == pytest.approx(np.abs(seen - target).mean())
+        assert quality.clean_mean == pytest.approx(clean.mean())
 
 
 def test_a_map_of_texture_gains_nothing_in_paired_auroc():
@@ -70,15 +93,15 @@ def test_a_map_of_texture_gains_nothing_in_paired_auroc():
     texture[:, :20] = rng.uniform(0.5, 1, (1, 20, 40))
     target = np.zeros((1, 40, 40))
     target[:, :20] = 1.0
-    quality = map_quality(texture, texture, target)
+    quality = quality_of(texture, texture, target)
     assert quality.auroc == 1.0
     assert quality.paired_auroc == 0.5
-    seeing = map_quality(target, np.zeros_like(target), target)
+    seeing = quality_of(target, np.zeros_like(target), target)
     assert (seeing.paired_auroc, seeing.l1, seeing.clean_mean) == (1.0, 0.0, 0.0)
 
 
 def test_map_quality_without_a_defect_is_undefined_not_a_number():
-    quality = map_quality(np.zeros((1, 4, 4)), np.zeros((1, 4, 4)), np.zeros((1, 4, 4)))
+    quality = quality_of(np.zeros((1, 4, 4)), np.zeros((1, 4, 4)), np.zeros((1, 4, 4)))
     assert (quality.paired_auroc, quality.auroc, quality.auprc) == (None, None, None)
 
 
