@@ -68,8 +68,8 @@ class DraftConfig:
 
 
 def draft_objective(rewards: torch.Tensor) -> torch.Tensor:
-    """L = −mean r."""
-    return -rewards.mean()
+    """L = −1/N·Σ r over those of N images that have a reward."""
+    return -torch.where(rewards.isfinite(), rewards, 0.0).mean()
 
 
 def denoise_from(policy: SRPolicy, x: torch.Tensor, cut: int, condition: Condition, generators: Generators) -> torch.Tensor:
@@ -97,14 +97,13 @@ class Draft(Stateless):
         for start in range(0, count, size):
             part = slice(start, start + size)
             images = self.images(batch.lr[part], cut, seeds[part])
-            rewards = finite_rewards(beside(reward, batch.lr[part])(images), self.world)
-            loss = config.reward_weight * len(rewards.reward) / count * draft_objective(rewards.reward)
+            scored.append(beside(reward, batch.lr[part])(images))
+            loss = config.reward_weight * len(images) / count * draft_objective(scored[-1].reward)
             optimise.backward(loss)
-            scored.append(rewards)
             total += loss.item()
+        rewards = finite_rewards(joined_rewards(scored), self.world)
         pretraining = add_pretraining(self.policy, batch, config.pretraining_weight, rng, optimise, config.micro_batch)
         optimise.step()
-        rewards = joined_rewards(scored)
         without = self.world.total(count - len(rewards.reward))
         figures = {"differentiated steps": self.policy.num_steps - cut, "images without reward": without}
         return Update(rewards, {"reward": total, "pretraining": pretraining}, figures)

@@ -20,6 +20,7 @@ from finpercep.rl import ranges
 from finpercep.rl.algorithm import Batch, Optimise, Stateless, Trainee, Update
 from finpercep.rl.gram import gram_distance
 from finpercep.rl.rollout import denoise_to
+from finpercep.rl.scoring import finite_rewards, require_finite
 from finpercep.sr.policy import denoising_loss, seeded_generators
 
 
@@ -59,7 +60,7 @@ class ReflConfig:
 
 @dataclass(frozen=True)
 class ReflLosses:
-    """The terms of one update, weighted, and their sum; scalars. ``rewards`` are those of the trained step's images."""
+    """The terms of one update, weighted, and their sum; scalars. ``rewards`` are of the trained step's images that have one."""
 
     reward: torch.Tensor
     pretraining: torch.Tensor
@@ -74,8 +75,9 @@ class ReflLosses:
 
 
 def refl_objective(reward: torch.Tensor, ceiling: torch.Tensor) -> torch.Tensor:
-    """L = mean relu(c − r): pulls rewards (N,) up to their ceilings (N,), and not beyond."""
-    return F.relu(ceiling - reward).mean()
+    """L = 1/N·Σ relu(c − r) over the images that have both: pulls rewards (N,) up to their ceilings (N,), and not beyond."""
+    gap = ceiling - reward
+    return torch.where(gap.isfinite(), F.relu(gap), 0.0).mean()
 
 
 class Refl(Stateless):
@@ -90,7 +92,8 @@ class Refl(Stateless):
         optimise.backward(losses.total)
         optimise.step()
         terms = {name: float(getattr(losses, name).detach()) for name in ("reward", "pretraining", "gram")}
-        return Update(losses.rewards, terms, {"ceiling": float(losses.ceiling.mean())})
+        ceiling = self.trainee.world.gather(losses.ceiling).nanmean()
+        return Update(losses.rewards, terms, {"ceiling": ceiling.item()})
 
     def losses(self, batch: Batch, reward: RewardFn, rng: np.random.Generator) -> ReflLosses:
         """All terms; gradients reach the policy's parameters and nothing else. ``rng`` decides m and all noise."""
@@ -104,6 +107,7 @@ class Refl(Stateless):
             ceiling = reward(batch.hr).reward
         image = policy.decode(policy.predict_clean(x, index, condition), condition)
         rewards = reward(image)
+        require_finite(ceiling - rewards.reward, self.trainee.world)
         gram = image.new_zeros(())
         if config.gram_weight:
             with torch.no_grad():
@@ -113,6 +117,6 @@ class Refl(Stateless):
             reward=config.reward_weight * refl_objective(rewards.reward, ceiling),
             pretraining=config.pretraining_weight * denoising_loss(policy, batch.hr, condition, generators),
             gram=config.gram_weight * gram,
-            rewards=rewards,
+            rewards=finite_rewards(rewards, self.trainee.world),
             ceiling=ceiling,
         )

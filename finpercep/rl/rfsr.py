@@ -13,7 +13,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from finpercep.errors import ConfigError
 from finpercep.reward import RewardFn, Rewards, beside
@@ -21,8 +20,9 @@ from finpercep.rl import ranges
 from finpercep.rl.algorithm import Batch, Optimise, Stateless, Trainee, Update
 from finpercep.rl.gram import gram_distance
 from finpercep.rl.low_frequency import low_frequency_distance
+from finpercep.rl.refl import refl_objective
 from finpercep.rl.rollout import denoise_to
-from finpercep.rl.scoring import finite_rewards
+from finpercep.rl.scoring import finite_rewards, require_finite
 from finpercep.rl.vgg import LAYER_WEIGHTS, Vgg19Features
 from finpercep.sr.policy import Condition, denoising_loss, seeded_generators
 
@@ -94,11 +94,6 @@ class RfsrLosses:
         return self.low_frequency + self.reward + self.gram + self.pretraining
 
 
-def rfsr_reward_objective(rewards: torch.Tensor, ceiling: torch.Tensor) -> torch.Tensor:
-    """L_reward = mean relu(c − r), (N,) both."""
-    return F.relu(ceiling - rewards).mean()
-
-
 class Rfsr(Stateless):
     """`Algorithm`: RFSR."""
 
@@ -145,13 +140,13 @@ class Rfsr(Stateless):
         return RfsrLosses(low_frequency, raised, gram, pretraining), finite_rewards(rewards, self.trainee.world)
 
     def _reward_term(self, rewards: Rewards, batch: Batch, reward: RewardFn) -> torch.Tensor:
-        """Over the images that have a reward."""
+        """Over the images that have a reward. Raises `RewardError` when none has."""
         ceiling = torch.full_like(rewards.reward, 0.0 if self.config.ceiling == "clean" else self.config.ceiling)
         if self.config.ceiling == "clean":
             with torch.no_grad():
                 ceiling = reward(batch.hr).reward
-        finite = rewards.reward.isfinite() & ceiling.isfinite()
-        return self.config.reward_weight * rfsr_reward_objective(rewards.reward[finite], ceiling[finite])
+        require_finite(ceiling - rewards.reward, self.trainee.world)
+        return self.config.reward_weight * refl_objective(rewards.reward, ceiling)
 
     def _gram_term(self, image: torch.Tensor, x: torch.Tensor, index: int, condition: Condition) -> torch.Tensor:
         if not self.config.gram_weight:

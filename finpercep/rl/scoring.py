@@ -84,14 +84,19 @@ def gathered_rewards(rewards: Rewards, world: World) -> Rewards:
     return Rewards(**numbers, parts={part: world.gather(values) for part, values in rewards.parts.items()})
 
 
+def require_finite(values: torch.Tensor, world: World) -> None:
+    """Raises `RewardError` when no image of any process has a number among ``values`` (N,)."""
+    if not world.total(float(values.isfinite().sum())):
+        raise RewardError(f"none of {len(values)} images has a finite reward")
+
+
 def finite_rewards(rewards: Rewards, world: World = ALONE) -> Rewards:
     """The rewards of the images that have one; none, where only other processes' images have.
 
     Raises:
         RewardError: no image of any process has.
     """
+    require_finite(rewards.reward, world)
     kept = rewards.reward.isfinite()
-    if not world.mean(float(kept.sum())):
-        raise RewardError(f"none of {len(kept)} images has a finite reward")
     numbers = {name: getattr(rewards, name)[kept] for name in NUMBERS}
     return Rewards(**numbers, parts={part: values[kept] for part, values in rewards.parts.items()})

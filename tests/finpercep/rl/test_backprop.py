@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import pywt
@@ -10,15 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models import vgg19
 
-from finpercep.errors import ConfigError
+from finpercep.errors import ConfigError, RewardError
 from finpercep.reward import Rewards
 from finpercep.rl.algorithm import Batch, Trainee
 from finpercep.rl.draft import Draft, DraftConfig
 from finpercep.rl.gram import gram_distance
 from finpercep.rl.low_frequency import LEVELS, WAVELET, decompose, low_band, low_frequency_distance, low_pass_matrix
-from finpercep.rl.rfsr import Rfsr, RfsrConfig, rfsr_reward_objective
+from finpercep.rl.refl import ReflConfig, refl_objective
+from finpercep.rl.rfsr import Rfsr, RfsrConfig
 from finpercep.rl.rollout import denoise_to
 from finpercep.rl.vgg import LAYER_WEIGHTS, Vgg19Features
+from finpercep.rl.world import ALONE, Alone
 from finpercep.sr.policy import seeded_generators
 from finpercep.sr.transition import Sampler
 from tests.toy_policies import BrightnessReward, Collect, ConvolutionalFlow, GaussianPolicy, StepwisePolicy
@@ -116,13 +120,63 @@ class Nan(BrightnessReward):
         return Rewards(torch.cat([missing, rewards.reward[1:]]), rewards.score, rewards.max_degradation, rewards.mean_degradation)
 
 
-@pytest.mark.parametrize("config", [DraftConfig(pretraining_weight=0.0), RfsrConfig(early=0.0, reward_weight=1.0)])
-def test_an_image_without_reward_is_left_out(config):
+class Failing(BrightnessReward):
+    """No image has a reward, nor a gradient."""
+
+    def __call__(self, images):
+        zero = images.mean((1, 2, 3)) * 0
+        return Rewards(zero + float("nan"), zero.detach(), zero.detach(), zero.detach())
+
+
+class AmongOthers(Alone):
+    """The world of a process beside another whose images all have rewards."""
+
+    def total(self, value):
+        return value + 1.0
+
+
+THROUGH_THE_REWARD = [
+    DraftConfig(pretraining_weight=0.0),
+    ReflConfig(window=0.3, pretraining_weight=0.0),
+    RfsrConfig(early=0.0, reward_weight=1.0),
+    RfsrConfig(early=0.0, reward_weight=1.0, ceiling="clean"),
+]
+
+
+def update_of(config, reward, world=ALONE):
     policy = ConvolutionalFlow(Sampler(3))
     optimise = Collect(policy)
-    algorithm = config.build(Trainee(policy, policy.frozen_copy(), pixels))
-    found = algorithm.update(batch_of(), Nan(), np.random.default_rng(0), optimise)
-    assert len(found.rewards.reward) == 1 and optimise.gradient().isfinite().all() and optimise.gradient().any()
+    algorithm = config.build(Trainee(policy, policy.frozen_copy(), pixels, world))
+    drawn = batch_of()
+    batch = Batch(drawn.hr + 0.2, drawn.lr)  # so that every photo earns more than what is made of it
+    return algorithm.update(batch, reward, np.random.default_rng(0), optimise), optimise.gradient()
+
+
+@pytest.mark.parametrize("config", THROUGH_THE_REWARD)
+def test_an_image_without_reward_is_left_out(config):
+    found, gradient = update_of(config, Nan())
+    assert len(found.rewards.reward) == 1 and gradient.isfinite().all() and gradient.any()
+    assert all(np.isfinite(value) for value in [*found.losses.values(), *found.figures.values()])
+
+
+@pytest.mark.parametrize("config", THROUGH_THE_REWARD)
+def test_no_image_with_a_reward_is_an_error_unless_another_process_has_one(config):
+    with pytest.raises(RewardError, match="none of 2 images has a finite reward"):
+        update_of(config, Failing())
+    found, gradient = update_of(config, Failing(), AmongOthers())
+    assert found.losses["reward"] == 0.0 and not gradient.any() and gradient.isfinite().all()
+
+
+def test_a_micro_batch_without_a_reward_does_not_fail_the_batch():
+    class BrightFails(BrightnessReward):
+        def __call__(self, images):
+            rewards = super().__call__(images)
+            return dataclasses.replace(rewards, reward=rewards.reward.masked_fill(rewards.score > 0.504, float("nan")))
+
+    whole, gradient = update_of(DraftConfig(pretraining_weight=0.0), BrightFails())
+    split, split_gradient = update_of(DraftConfig(pretraining_weight=0.0, micro_batch=1), BrightFails())
+    assert len(whole.rewards.reward) == len(split.rewards.reward) == 1 and split.figures["images without reward"] == 1
+    assert torch.allclose(gradient, split_gradient, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [{"last_steps": 0}, {"cut_mean": 1.5}, {"cut_std": -1.0}, {"reward_weight": float("inf")}])
@@ -220,7 +274,7 @@ def test_the_gram_term_is_zero_while_the_policy_is_its_reference():
 
 def test_the_reward_term_in_closed_form():
     rewards = torch.tensor([0.5, 2.5, 1.0], requires_grad=True)
-    loss = rfsr_reward_objective(rewards, torch.tensor(2.0))
+    loss = refl_objective(rewards, torch.tensor(2.0))
     loss.backward()
     assert loss.item() == pytest.approx((1.5 + 0.0 + 1.0) / 3)
     assert rewards.grad.tolist() == pytest.approx([-1 / 3, 0.0, -1 / 3])
