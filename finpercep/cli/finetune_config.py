@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from finpercep.cli.refresh import RefreshConfig
-from finpercep.cli.settings_file import merge_settings, read_settings, set_flags, validated
+from finpercep.cli.settings_file import as_table, merge_settings, read_settings, set_flags, validated
 from finpercep.curriculum.loop import FinetuneConfig
 from finpercep.errors import ConfigError
 from finpercep.rl.algorithms import ALGORITHMS, algorithm_class
@@ -40,7 +40,8 @@ def finetune_config(
         ConfigError: the file cannot be read, or a setting is unknown or out of range; names it.
     """
     given = read_settings(file, "fine-tuning") if file else {}
-    given = given.get("finetune", {key: value for key, value in given.items() if key not in (POLICY_TABLE, REFRESH_TABLE)})
+    beside = {key: value for key, value in given.items() if key not in (POLICY_TABLE, REFRESH_TABLE)}
+    given = as_table(given.get("finetune", beside), "finetune", str(file))
     name = algorithm or given.get("algorithm", FinetuneConfig().algorithm.name)
     kind = algorithm_class(name)
     general = dataclasses.asdict(FinetuneConfig())
@@ -73,7 +74,7 @@ def _table(kind: type[T], name: str, file: Path | None, flags: dict[str, Any], o
     Raises:
         ConfigError: an unknown setting, or a value of the wrong type or out of range.
     """
-    given = read_settings(file, "fine-tuning").get(name, {}) if file else {}
+    given = as_table(read_settings(file, "fine-tuning").get(name, {}), name, str(file)) if file else {}
     tree = merge_settings(dataclasses.asdict(kind()), given, str(file))
     return validated(kind, merge_settings(tree, flags, option))
 

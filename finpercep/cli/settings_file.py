@@ -23,6 +23,13 @@ def read_settings(file: Path, kind: str) -> Tree:
         raise ConfigError(f"{file}: expected a TOML file of {kind} settings: {error}") from error
 
 
+def as_table(value: object, name: str, file: str) -> Tree:
+    """``value`` of the setting ``name``, which is a table. Raises `ConfigError` when it is something else."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"{file}: {name} is a table of settings, got {value!r}")
+    return value
+
+
 def merge_settings(base: Tree, over: Tree, file: str, *, replaced: frozenset[str] = frozenset(), prefix: str = "") -> Tree:
     """``base`` with the values of ``over``; tables are merged, anything else replaced.
 
@@ -42,9 +49,7 @@ def merge_settings(base: Tree, over: Tree, file: str, *, replaced: frozenset[str
         if key not in base:
             raise ConfigError(f"{file}: no setting is called {name}; here there are {', '.join(sorted(base))}")
         if isinstance(base[key], dict) and name not in replaced:
-            if not isinstance(value, dict):
-                raise ConfigError(f"{file}: {name} is a table of settings, got {value!r}")
-            merged[key] = merge_settings(base[key], value, file, replaced=replaced, prefix=f"{name}.")
+            merged[key] = merge_settings(base[key], as_table(value, name, file), file, replaced=replaced, prefix=f"{name}.")
         elif _is_tables(base[key]):
             if not _is_tables(value):
                 raise ConfigError(f"{file}: {name} is a list of tables, [[{name}]], got {value!r}")

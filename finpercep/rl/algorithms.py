@@ -21,6 +21,6 @@ ALGORITHMS: Mapping[str, type[AlgorithmConfig]] = {
 
 def algorithm_class(name: str) -> type[AlgorithmConfig]:
     """The settings class of the algorithm called ``name``. Raises `ConfigError` when there is none."""
-    if name not in ALGORITHMS:
+    if name not in tuple(ALGORITHMS):  # a settings file may say anything, a list too, which no mapping can be asked for
         raise ConfigError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {name!r}")
     return ALGORITHMS[name]

@@ -6,7 +6,7 @@ import pytest
 import tomli_w
 import torch
 
-from finpercep.cli.finetune_config import finetune_config, policy_settings
+from finpercep.cli.finetune_config import finetune_config, policy_settings, refresh_config
 from finpercep.cli.photo_pairs import PhotoPairs, degradation_config
 from finpercep.errors import ConfigError
 from finpercep.rl.refl import ReflConfig
@@ -68,6 +68,22 @@ def test_mistakes_are_named(arguments, message):
 def test_an_unknown_setting_in_the_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match="no setting is called stepz"):
         finetune_config(written(tmp_path, {"stepz": 7}), None, {})
+
+
+@pytest.mark.parametrize(
+    ("read", "tree", "message"),
+    [
+        (lambda file: refresh_config(file, None, ()), {"refresh": 1000}, "refresh is a table of settings, got 1000"),
+        (lambda file: policy_settings(file, ()), {"policy_settings": "x"}, "policy_settings is a table of settings, got 'x'"),
+        (lambda file: finetune_config(file, None, {}), {"finetune": 3}, "finetune is a table of settings, got 3"),
+        (lambda file: finetune_config(file, None, {}), {"monitor": 25}, "monitor is a table of settings, got 25"),
+        (lambda file: finetune_config(file, None, {}), {"algorithm": ["grpo"]}, r"algorithm must be one of .*\['grpo'\]"),
+        (lambda file: finetune_config(file, None, {}), {"algorithm": {"name": "grpo"}}, "algorithm must be one of refl"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_in_the_file_is_named(tmp_path, read, tree, message):
+    with pytest.raises(ConfigError, match=message):
+        read(written(tmp_path, tree))
 
 
 def test_policy_settings_from_file_and_flags(tmp_path):
