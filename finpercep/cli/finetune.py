@@ -119,8 +119,8 @@ def finetune(
     gram = gram_features(features, where)
     chosen = NamedPolicy.load(policy, policy_settings(config, policy_set or ()), where)
     scale = chosen.policy.scale
-    if resolved.crop % scale:
-        raise ConfigError(f"--crop must be a multiple of the policy's scale, {scale}, got {resolved.crop}")
+    if resolved.crop % (whole := scale * chosen.policy.lr_multiple):
+        raise ConfigError(f"--crop must be a multiple of {whole} for the policy's networks at x{scale}, got {resolved.crop}")
     degradation_ranges = degradation_config(scale, blind=resolved.degradation == "blind")
     pairs, watched = (PhotoPairs(pixels, resolved.crop, degradation_ranges) for pixels in (photos.train, photos.held_out))
     held_out = watched.fixed(resolved.monitor.images, resolved.seed) if photos.held_out else None

@@ -49,6 +49,11 @@ class SRPolicy(Protocol):
         ...
 
     @property
+    def lr_multiple(self) -> int:
+        """What the sides of an LR image that is trained on must divide by; `sample` takes any."""
+        ...
+
+    @property
     def num_steps(self) -> int:
         """Number of denoising steps of one sample."""
         ...

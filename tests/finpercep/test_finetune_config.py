@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import tomli_w
 import torch
+from PIL import Image
+from typer.testing import CliRunner
 
+from finpercep.cli import app
 from finpercep.cli.finetune_config import finetune_config, policy_settings, refresh_config
 from finpercep.cli.photo_pairs import PhotoPairs, degradation_config
 from finpercep.errors import ConfigError
@@ -105,6 +108,14 @@ def test_photos_are_degraded_lightly_or_blindly():
     assert finetune_config(None, None, {"degradation": "blind"}).degradation == "blind"
     with pytest.raises(ConfigError, match="degradation"):
         finetune_config(None, None, {"degradation": "heavy"})
+
+
+def test_a_crop_that_the_policys_networks_cannot_take_is_refused_before_the_run(published, tmp_path):
+    Image.fromarray(photo(96, 96)).save(tmp_path / "a.png")
+    command = ["finetune", "--reward", "packaged", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    refused = CliRunner().invoke(app, [*command, "--policy", published["flow-controlnet"], "--crop", "72"])
+    assert isinstance(refused.exception, ConfigError) and "--crop must be a multiple of 16" in str(refused.exception)
+    assert not (tmp_path / "run").exists()
 
 
 def test_blind_pairs_are_worse_than_light_ones_and_of_the_same_photos():
