@@ -276,8 +276,8 @@ def open_refresher(
     """The refresher of a run in ``out`` whose reward is ``source``, opened from ``specs`` (`open_rewards`).
 
     Raises:
-        ConfigError: the reward has no ladder that can be trained on, ``access`` is missing of a server's or given of another, or
-            the known data's samples are not of the crop's size.
+        ConfigError: the reward has no ladder that can be trained on, ``access`` is missing of a server's or given of another, the
+            photos are too few or too small, or the known data's samples are not of the crop's size.
         SchemaError: the known data cannot be read.
     """
     from finpercep.client import RewardClient
@@ -300,11 +300,23 @@ def open_refresher(
         folders = [packaged_model_folder(), *sorted(access.model_root.iterdir())]
     else:
         raise ConfigError("--refresh needs a ladder as --reward: packaged, a ladder's folder, or a server's URL")
+    _check_photos(photos, config.crop, seed)
     if config.data is not None:
         _check_known(Path(config.data), config.crop)
     folder = out / FOLDER
     behind = ladder_behind(unrefreshed(folder, digests), folders)
     return LadderRefresher(folder, behind, [photos], config, publisher, device=device, world=world, seed=seed)
+
+
+def _check_photos(photos: PhotoSource, crop: int, seed: int) -> None:
+    """The first rung to be refreshed would be late to find too few photos of the crop's size."""
+    from data_synth.photos import PhotoError, scan_photos, split_photos
+
+    try:
+        scan = scan_photos(photos.photos, min_side=crop)
+        split_photos(scan.usable, validation=HELD_OUT, test=HELD_OUT, seed=seed, groups=scan.groups)
+    except PhotoError as error:
+        raise ConfigError(f"refresh: photos must be of at least crop, {crop} px, and three or more: {error}") from error
 
 
 def _check_known(data: Path, crop: int) -> None:

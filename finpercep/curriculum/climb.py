@@ -28,11 +28,13 @@ class Climb:
         rungs: names of the rungs in use.
 
     Raises:
-        ConfigError: a rung that the source does not have.
+        ConfigError: a rung that the source does not have, or a ``refresher`` where only one is in use.
     """
 
     def __init__(self, source: RewardSource, config: FinetuneConfig, refresher: Refresher | None) -> None:
         self._reward = LadderReward(source, config.reward, config.rungs)
+        if refresher is not None and len(self._reward.rungs) < 2:
+            raise ConfigError(f"--refresh makes the rungs after the first anew, and only {self._reward.rungs[0]} is in use")
         self._controller = config.controller(len(self._reward.rungs))
         self._config, self._refresher = config, refresher
         self._refreshed: dict[str, Record] = {}

@@ -195,6 +195,25 @@ def test_a_ladder_beside_another_reward_can_be_refreshed(tmp_path, known):
     open_refresher(["packaged", "0.5*python:a:b"], both, photos, config, tmp_path, seed=0, device=CPU, world=ALONE)
 
 
+@pytest.mark.parametrize(("count", "crop"), [(2, 64), (None, 4096)])
+def test_photos_too_few_or_too_small_are_refused_at_once(tmp_path, count, crop):
+    (photos,) = gather(["samples"])
+    photos = dataclasses.replace(photos, photos=photos.photos[:count])
+    config = dataclasses.replace(SMALL, crop=crop)
+    with pytest.raises(ConfigError, match=f"at least crop, {crop} px, and three or more"):
+        open_refresher(["packaged"], packaged(), photos, config, tmp_path, seed=0, device=CPU, world=ALONE)
+
+
+def test_a_run_on_one_rung_has_nothing_to_refresh(tmp_path, known):
+    source = packaged()
+    config, run = dataclasses.replace(RUN, rungs=("RM_1",)), RunDirectory(tmp_path / "run")
+    refresher = refresher_in(tmp_path, source, known)
+    steps = finetune(load_policy("tiny"), source, draw_pair, lambda x: [x], config, run, refresher=refresher)
+    with pytest.raises(ConfigError, match="only RM_1 is in use"):
+        next(steps)
+    assert not (tmp_path / "run").exists()
+
+
 def test_known_data_that_cannot_be_used_is_refused_at_once(tmp_path, known):
     (photos,) = gather(["samples"])
     for data, error, message in (
