@@ -108,6 +108,8 @@ class AdaptiveConfig:
             raise ConfigError(
                 f"window must be >= 5, burst >= 1 and blend_steps >= 0, got {self.window}, {self.burst}, {self.blend_steps}"
             )
+        if not 0 <= self.confidence < math.inf:
+            raise ConfigError(f"confidence must be finite and >= 0, got {self.confidence}")
         if not 0 < self.lr_cut <= 1:
             raise ConfigError(f"lr_cut must lie in (0, 1], got {self.lr_cut}")
         if not 1 <= self.calm < self.explosion:

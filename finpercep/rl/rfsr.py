@@ -8,6 +8,7 @@ to the index. Theirs shows the starting state at every index; ``loop="one-shot"`
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -62,8 +63,8 @@ class RfsrConfig:
         ranges.at_least(self, 0, "low_frequency_weight", "reward_weight", "gram_weight", "pretraining_weight")
         if self.early + self.late > 1:
             raise ConfigError(f"rfsr early and late must not overlap, got {self.early} and {self.late}")
-        if not (self.ceiling == "clean" or isinstance(self.ceiling, (int, float))):
-            raise ranges.refusal(self, "ceiling", "be a number or clean")
+        if not (self.ceiling == "clean" or (isinstance(self.ceiling, (int, float)) and math.isfinite(self.ceiling))):
+            raise ranges.refusal(self, "ceiling", "be a finite number or clean")
 
     def late_window(self, num_steps: int) -> range:
         """Indices of ``num_steps`` with reward feedback: the last one at least, unless ``late`` is 0."""

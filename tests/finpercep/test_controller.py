@@ -136,7 +136,10 @@ def test_a_plan_is_kept_whatever_happens():
     assert [controller.blend(step).rung for step in range(5)] == [0, 0, 1, 1, 1]
 
 
-@pytest.mark.parametrize("bad", [{"window": 2}, {"lr_cut": 0.0}, {"calm": 5.0}, {"burst": 0}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"window": 2}, {"lr_cut": 0.0}, {"calm": 5.0}, {"burst": 0}, *({"confidence": float(z)} for z in ("nan", "inf", "-1"))],
+)
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         AdaptiveConfig(**bad)

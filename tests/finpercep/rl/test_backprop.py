@@ -292,7 +292,7 @@ def test_the_ceiling_is_a_number_or_the_photos_own_reward(ceiling, gap):
 
 @pytest.mark.parametrize(
     "bad",
-    [{"early": -0.1}, {"late": 1.1}, {"loop": "none"}, {"ceiling": "gt"}, {"gram_weight": -1.0}],
+    [{"early": -0.1}, {"late": 1.1}, {"loop": "none"}, {"ceiling": "gt"}, {"ceiling": float("nan")}, {"gram_weight": -1.0}],
 )
 def test_bad_settings_of_rfsr_are_refused(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
