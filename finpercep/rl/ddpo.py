@@ -64,9 +64,7 @@ def ddpo_objective(log_ratio: torch.Tensor, advantages: torch.Tensor, clip: floa
 class Ddpo(PolicyGradient):
     """`Algorithm`: DDPO."""
 
-    def __init__(self, trainee: Trainee, config: DdpoConfig) -> None:
-        super().__init__(trainee, config)
-        self.config = config
+    config: DdpoConfig
 
     def judge(self, rollout: Rollout, seeds: Sequence[int]) -> Judged:
         """See `PolicyGradient`."""

@@ -73,7 +73,7 @@ def grpo_objective(log_ratio: torch.Tensor, advantages: torch.Tensor, clip: floa
         advantages: (n,) or (n, h, w).
         clip: ε.
     """
-    return clipped_surrogate(*_alike(log_ratio, advantages), clip_of(advantages, clip)).mean()
+    return clipped_surrogate(_like(advantages, log_ratio), advantages, clip_of(advantages, clip)).mean()
 
 
 def clip_of(advantages: torch.Tensor, clip: float) -> float:
@@ -81,16 +81,17 @@ def clip_of(advantages: torch.Tensor, clip: float) -> float:
     return clip * math.sqrt(advantages[0].numel())
 
 
-def _alike(log_ratio: torch.Tensor, advantages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return (log_ratio if advantages.ndim == 3 else log_ratio.flatten(1).mean(dim=1)), advantages
+def _like(advantages: torch.Tensor, log_ratio: torch.Tensor) -> torch.Tensor:
+    return log_ratio if advantages.ndim == 3 else log_ratio.flatten(1).mean(dim=1)
 
 
 class Grpo(PolicyGradient):
     """`Algorithm`: GRPO."""
 
+    config: GrpoConfig
+
     def __init__(self, trainee: Trainee, config: GrpoConfig) -> None:
         super().__init__(trainee, config)
-        self.config = config
         self.wants_maps = config.credit == "map"
 
     def judge(self, rollout: Rollout, seeds: Sequence[int]) -> Judged:
@@ -125,5 +126,5 @@ class Grpo(PolicyGradient):
             with torch.no_grad():
                 reference = self.reference.transition(step.before, index, condition)
             kl = transition.kl(reference).mean()
-        clipped = clipped_share(_alike(log_ratio, piece.advantages)[0], clip_of(piece.advantages, self.config.clip))
+        clipped = clipped_share(_like(piece.advantages, log_ratio), clip_of(piece.advantages, self.config.clip))
         return StepLoss(surrogate, self.config.kl_weight * kl, clipped, kl.item())

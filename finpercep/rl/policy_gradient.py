@@ -86,12 +86,13 @@ class PolicyGradient(Stateless, ABC):
         ConfigError: no step of the policy has noise.
     """
 
+    config: PolicyGradientConfig
     wants_maps = False
 
     def __init__(self, trainee: Trainee, config: PolicyGradientConfig) -> None:
         self.policy = config.sampled(trainee.policy)
         self.reference = config.sampled(trainee.reference)
-        self.settings, self.world = config, trainee.world
+        self.config, self.world = config, trainee.world
         self.indices = trained_indices(self.policy, config.name)
 
     @abstractmethod
@@ -104,17 +105,17 @@ class PolicyGradient(Stateless, ABC):
 
     def update(self, batch: Batch, reward: RewardFn, rng: np.random.Generator, optimise: Optimise) -> Update:
         """``epochs`` × ``minibatches`` optimiser steps on one rollout; none where nothing can be learned from it."""
-        rollout = sample_groups(self.policy, batch, reward, rng, self.settings, stored=self.indices, maps=self.wants_maps)
+        rollout = sample_groups(self.policy, batch, reward, rng, self.config, stored=self.indices, maps=self.wants_maps)
         rewards = rollout.finite_rewards(self.world)
         judged = self.judge(rollout, batch.seeds(rng))
         tally = Tally(self.world)
-        weight = self.settings.pretraining_weight
-        for _ in range(self.settings.epochs):
+        weight = self.config.pretraining_weight
+        for _ in range(self.config.epochs):
             order = np.random.default_rng(int(rng.integers(2**31)))
-            for part in _minibatches(judged.pieces, self.settings.minibatches, order):
+            for part in _minibatches(judged.pieces, self.config.minibatches, order):
                 total = self.world.mean(sum(len(piece.trajectory) for piece in part))
                 self._accumulate(part, total, optimise, tally)
-                tally.add(1.0, pretraining=add_pretraining(self.policy, batch, weight, rng, optimise, self.settings.micro_batch))
+                tally.add(1.0, pretraining=add_pretraining(self.policy, batch, weight, rng, optimise, self.config.micro_batch))
                 if total or weight:
                     optimise.step()
         losses = {name: tally.mean(name) for name in ("policy", "kl", "pretraining")}
@@ -123,7 +124,7 @@ class PolicyGradient(Stateless, ABC):
 
     def _accumulate(self, part: Sequence[Piece], total: float, optimise: Optimise, tally: Tally) -> None:
         """Add the gradient of the sum over the samples of ``part``, over ``total``, of the mean loss of the drawn steps."""
-        count = max(1, round(self.settings.train_share * len(self.indices)))
+        count = max(1, round(self.config.train_share * len(self.indices)))
         for piece in part:
             share = len(piece.trajectory) / total / count
             for index in sorted(piece.rng.choice(np.asarray(self.indices), size=count, replace=False).tolist()):
