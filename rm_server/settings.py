@@ -61,7 +61,9 @@ class Settings(BaseSettings):
         description="Sizes to score before the server says it is ready, so that no caller waits for the first time: 256,640x480.",
     )
     wait_ms: float = Field(5.0, ge=0, description="Longest time a batch waits for requests that are just being decoded.")
-    body_seconds: float = Field(60.0, gt=0, description="Longest time a body may take to arrive, a part of an answer to be taken.")
+    body_seconds: float = Field(
+        60.0, gt=0, description="Longest time a body may take to arrive, a part of an answer to be taken."
+    )
     request_seconds: float = Field(120.0, gt=0, description="Longest time an image may wait for its turn.")
     drain_seconds: int = Field(30, ge=0, description="Time that requests in flight are given when the server is asked to end.")
     decoders: int = Field(2, gt=0, description="Threads that decode pictures and encode replies.")
