@@ -225,7 +225,7 @@ def test_pointing_reads_the_map_of_the_api_in_both_pictures(tab, ask):
 def test_regions_are_those_of_the_api_at_any_threshold(tab, ask):
     tab.page.click("#sample")
     sample = httpx.get(f"{tab.url}/web/sample.jpg", trust_env=False).content
-    for threshold in (0.2, 0.1, 0.5):
+    for threshold in (0.2, 0.1, 0.3):
         tab.page.locator("#threshold").fill(str(threshold))
         expected = []
         for region in ask(sample, region_threshold=threshold)["regions"][:8]:

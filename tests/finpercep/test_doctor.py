@@ -83,7 +83,7 @@ def test_a_rung_that_gives_another_score_is_a_problem(monkeypatch):
     score = CANARY[digest][0]
     monkeypatch.setitem(CANARY, digest, (0.5, 0.31))
     faults = [result.fault for result in try_ladder("cpu")]
-    assert faults[:2] == [None, None] and f"RM_2 on cpu gives the canary score {score:.3f}" in faults[2]
+    assert faults[:2] == [None, None] and f"RM_2 on cpu gives the canary score {score:.5f}" in faults[2]
 
 
 METADATA = """Metadata-Version: 2.4

@@ -154,17 +154,28 @@ def test_a_failing_reward_stops_the_run_and_loses_nothing(small_policy, predicto
     assert len(run(small_policy, LocalSource(predictors), tmp_path)) + 2 * (len(done) // 2) == 6
 
 
-def test_a_non_finite_loss_stops_the_run(small_policy, predictors, tmp_path):
-    class Broken(LocalSource):
+def test_rewards_of_which_none_is_finite_stop_the_run(small_policy, predictors, tmp_path):
+    with pytest.raises(RewardError, match="none of 2 images has a finite reward"):
+        run(small_policy, of_each(predictors, lambda images: images.mean((1, 2, 3)) * float("nan")), tmp_path)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(small_policy, predictors, tmp_path):
+    with pytest.raises(TrainingError, match="lower the learning rate"):
+        run(small_policy, of_each(predictors, lambda images: (0 * images).sqrt().mean((1, 2, 3))), tmp_path)
+
+
+def of_each(predictors, measured):
+    """A ladder whose rungs all say what ``measured`` does of N×3×H×W images."""
+
+    class Measured(LocalSource):
         def reward_fn(self, rung, weights):
             def reward(images):
-                bad = images.mean((1, 2, 3)) * float("nan")
-                return Rewards(bad, bad, bad, bad)
+                values = measured(images)
+                return Rewards(values, values, values, values)
 
             return reward
 
-    with pytest.raises(TrainingError, match="lower the learning rate"):
-        run(small_policy, Broken(predictors), tmp_path)
+    return Measured(predictors)
 
 
 def test_blends_mix_values_and_gradients():
