@@ -13,8 +13,8 @@ import httpx
 import torch
 
 from data_synth.schema.pixels import RGB8
-from finpercep.connection import DEFAULT_PATIENCE, DEFAULT_TIMEOUT, AsyncConnection, RetryPolicy, ServerFailed
-from finpercep.errors import RewardRejected
+from finpercep.connection import DEFAULT_PATIENCE, DEFAULT_TIMEOUT, AsyncConnection, RetryPolicy
+from finpercep.errors import RewardRejected, ServerFailed
 from finpercep.exchange.calls import Ask, Call, Calls
 from finpercep.exchange.pictures import Failures, ImageScore, named_files, named_images
 from finpercep.reward import RewardWeights

@@ -18,8 +18,8 @@ import torch
 
 from data_synth.schema.pixels import RGB8
 from finpercep.async_client import AsyncRewardClient
-from finpercep.connection import DEFAULT_PATIENCE, DEFAULT_TIMEOUT, Connection, RetryPolicy, ServerFailed
-from finpercep.errors import RewardRejected
+from finpercep.connection import DEFAULT_PATIENCE, DEFAULT_TIMEOUT, Connection, RetryPolicy
+from finpercep.errors import RewardRejected, ServerFailed
 from finpercep.exchange.calls import Ask, Call, Calls
 from finpercep.exchange.pictures import Failures, ImageScore, named_files, named_images
 from finpercep.remote_reward import RemoteReward

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from finpercep.errors import ConfigError, RewardError, RewardRejected, RewardUnavailable
+from finpercep.errors import ConfigError, RewardError, RewardRejected, RewardUnavailable, ServerFailed
 
 DEFAULT_TIMEOUT = 120.0
 DEFAULT_PATIENCE = 3.0
@@ -35,22 +35,6 @@ _LOOPBACK = re.compile(r"https?://(localhost|127\.[0-9.]+|\[::1\])(:|/|$)")
 _BUSY = {429, 502, 503, 504}
 _OF_THE_TRANSFER = {"content-encoding", "content-length", "transfer-encoding"}
 """Headers that say how a body came, not what it is."""
-
-
-class ServerFailed(RewardError):
-    """A server's own 500: it failed on the request, and its sentence says how; asking again would not help.
-
-    Attributes:
-        status: of HTTP.
-    """
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-Refusal = RewardRejected | ServerFailed
-"""What a server's own sentence comes to: nothing is wrong with the connection, but there is no result."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ FinpercepError
 └── RewardError                   a reward that could not be had; never replaced by a number
     ├── RewardUnavailable         the server cannot be reached, or is not ready
     ├── RewardRejected            the request was refused; the message says why
+    ├── ServerFailed              the server failed on the request; the message is its own
     └── RewardChanged             the served model is no longer the one this run began with
 """
 
@@ -22,11 +23,13 @@ __all__ = [
     "FinpercepError",
     "ImageError",
     "MissingExtraError",
+    "Refusal",
     "RewardChanged",
     "RewardError",
     "RewardRejected",
     "RewardUnavailable",
     "SchemaError",
+    "ServerFailed",
     "TrainingError",
     "WeightsError",
     "WireError",
@@ -74,6 +77,22 @@ class RewardRejected(RewardError):
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class ServerFailed(RewardError):
+    """A server's own 500: it failed on the request, and its sentence says how; asking again would not help.
+
+    Attributes:
+        status: of HTTP.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+Refusal = RewardRejected | ServerFailed
+"""What a server's own sentence comes to: nothing is wrong with the connection, but there is no result."""
 
 
 class RewardChanged(RewardError):

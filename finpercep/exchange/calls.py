@@ -12,8 +12,7 @@ from urllib.parse import quote
 
 import torch
 
-from finpercep.connection import Refusal
-from finpercep.errors import RewardError
+from finpercep.errors import Refusal, RewardError
 from finpercep.exchange.answers import Pins, reading
 from finpercep.exchange.cache import ScoreCache, content_of
 from finpercep.exchange.pictures import (

@@ -17,8 +17,7 @@ import torch
 from PIL import Image
 
 from data_synth.schema.pixels import RGB8, encode_png, stored_size
-from finpercep.connection import Refusal
-from finpercep.errors import ImageError, RewardError, RewardRejected, WireError
+from finpercep.errors import ImageError, Refusal, RewardError, RewardRejected, WireError
 from finpercep.exchange.answers import ITEM_STATUSES, Pins, check_count, reading
 from finpercep.heatmap import from_samples
 from finpercep.regions import Region

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from finpercep.connection import Refusal, ServerFailed
-from finpercep.errors import RewardRejected, WireError
+from finpercep.errors import Refusal, RewardRejected, ServerFailed, WireError
 from finpercep.exchange.answers import ITEM_STATUSES, Pins, check_count, reading
 from finpercep.reward import RewardWeights
 from finpercep.wire import ScoreRequest, ScoreResponse, Timing, decode_response

@@ -20,8 +20,8 @@ const MOST_REGIONS = 8; // in all; beyond it a list is no longer read
 
 /**
  * All that the page knows. `viewers` has one for each of `pictures`, `scored` are the last ones that got their results,
- * `rung` is null until the server said what it serves, which it is asked while `starting`, `blind` are the rungs that take no LR picture, `lr` is the LR picture and
- * `scoredLr` the one that the last results were beside.
+ * `rung` is null until the server said what it serves, which it is asked while `starting`, `blind` are the rungs that take no LR
+ * picture, `lr` is the LR picture and `scoredLr` the one that the last results were beside.
  */
 const state = {
   pictures: [],

@@ -16,8 +16,7 @@ from hypothesis import given, settings
 
 from data_synth.schema.pixels import encode_png
 from finpercep.client import AsyncRewardClient, RemoteReward, RewardClient
-from finpercep.connection import ServerFailed
-from finpercep.errors import RewardChanged, RewardError, RewardRejected, RewardUnavailable
+from finpercep.errors import RewardChanged, RewardError, RewardRejected, RewardUnavailable, ServerFailed
 from finpercep.local_reward import LocalSource
 from finpercep.reward import RewardWeights
 from finpercep.wire import ModelId, ScoreResponse, Timing, encode_response
