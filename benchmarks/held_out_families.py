@@ -49,11 +49,11 @@ def only(samples: Any, families: frozenset[str]) -> Samples:
     return Selected(samples, [i for i, own in enumerate(found) if own and own <= families])
 
 
-def run_fold(name: str, data: Path, out: Path, settings: Path | None, steps: tuple[int, ...] | None, seed: int) -> dict[str, Any]:
+def run_fold(name: str, data: Path, out: Path, settings: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
     families = FOLDS[name]
     train, validation, test = (read_split(data, split) for split in ("train", "validation", "test"))
     kept = without(train, families)
-    config = train_config(settings, {"steps": steps, "seed": seed})
+    config = train_config(settings, flags)
     claim_config(out / name / "config.toml", {"train": dataclasses.asdict(config), "left_out": sorted(families)})
     for _ in train_ladder(kept, without(validation, families), config, out / name):
         pass
@@ -63,6 +63,7 @@ def run_fold(name: str, data: Path, out: Path, settings: Path | None, steps: tup
     return {
         "families": sorted(families),
         "steps": config.steps,
+        "crop": config.crop,
         "trained_on": len(kept),
         "tested_on": len(unseen),
         "judges": reports,
@@ -76,10 +77,12 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("configs/rm-cpu.toml"), help="settings of `finpercep train-rm`")
     parser.add_argument("--steps", help="steps of each rung; default the settings'")
     parser.add_argument("--fold", action="append", choices=list(FOLDS), help="only this one; repeatable")
+    parser.add_argument("--crop", type=int, help="side of the training crops; default the settings'")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     steps = tuple(int(part) for part in arguments.steps.split(",")) if arguments.steps else None
-    run = (arguments.data, arguments.out, arguments.config, steps, arguments.seed)
+    flags = {"steps": steps, "crop": arguments.crop, "seed": arguments.seed}
+    run = (arguments.data, arguments.out, arguments.config, flags)
     folds = {name: run_fold(name, *run) for name in arguments.fold or FOLDS}
     rows = []
     for name, fold in folds.items():

@@ -47,7 +47,6 @@ ROWS: Mapping[str, Mapping[str, float]] = {
     "margins 0.3": {"margin_sr": 0.3, "margin_gt": 0.3},
     "quality: none": {"quality": 0.0},
     "align: none": {"align": 0.0},
-    "severity: 1": {"severity": 1.0},
 }
 """What is changed in `finpercep.training.objective.LossWeights`."""
 

@@ -3,6 +3,7 @@
 FinpercepError
 ├── ImageError, SchemaError       (the contracts')
 │   └── WireError                 a wire message that breaks contract 3 (a SchemaError)
+│       └── TooManyImages         of more images than its reader takes (`finpercep.wire.codec`)
 ├── ConfigError                   a setting outside its range
 ├── MissingExtraError             an optional dependency that a command needs
 ├── WeightsError                  weights that cannot be found or downloaded

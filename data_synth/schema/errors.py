@@ -33,4 +33,4 @@ class SchemaError(FinpercepError):
 
     def __reduce__(self) -> tuple[type[SchemaError], tuple[str, str, str, object]]:
         """Pickled by its parts, so that it survives the way back from a worker process."""
-        return SchemaError, (self.where, self.field, self.expected, self.received)
+        return type(self), (self.where, self.field, self.expected, self.received)

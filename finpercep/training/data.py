@@ -86,8 +86,6 @@ class TripletBatch:
         mask: (N, H, W) float32 in [0, 1]; 1 where syn is sr.
         map: (N, H, W) float32, M_gt of syn in [0, 1], 1 = degraded.
         quality_syn: (N,) full-reference pseudo quality of syn in [0, 1]; ``quality_sr`` likewise. That of gt is 1.
-        milder: (N,) float32 in [0, 1), what a milder version of a fault keeps of its difference from gt.
-        milder_of_sr: (N,) bool, whether it is a milder sr, or else a milder syn.
     """
 
     gt: torch.Tensor
@@ -99,8 +97,6 @@ class TripletBatch:
     map: torch.Tensor
     quality_syn: torch.Tensor
     quality_sr: torch.Tensor
-    milder: torch.Tensor
-    milder_of_sr: torch.Tensor
 
 
 def training_batch(
@@ -130,8 +126,7 @@ def training_batch(
     rows = [samples[epoch_index(len(samples), position, seed)] for position in positions]
     rngs = [np.random.default_rng((seed, position)) for position in positions]
     planes = [augment(row, rng, crop) for row, rng in zip(rows, rngs, strict=True)]
-    seen, milder, coin = np.array([rng.uniform(size=3) for rng in rngs], dtype=np.float32).T
-    return _stack(planes, rows, lr_known=seen < lr_known, milder=milder, milder_of_sr=coin < 0.5)
+    return _stack(planes, rows, lr_known=np.array([rng.uniform() < lr_known for rng in rngs]))
 
 
 def epoch_index(length: int, position: int, seed: int) -> int:
@@ -143,10 +138,7 @@ def epoch_index(length: int, position: int, seed: int) -> int:
 def whole_batch(samples: Samples, indexes: Sequence[int]) -> TripletBatch:
     """The given samples uncropped and unaugmented, for evaluation; every LR picture is known."""
     rows = [samples[index] for index in indexes]
-    every = np.ones(len(rows), dtype=bool)
-    return _stack(
-        [_planes(row) for row in rows], rows, lr_known=every, milder=0.5 * every.astype(np.float32), milder_of_sr=~every
-    )
+    return _stack([_planes(row) for row in rows], rows, lr_known=np.ones(len(rows), dtype=bool))
 
 
 Planes = dict[str, npt.NDArray[np.float32]]

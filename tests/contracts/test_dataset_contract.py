@@ -18,6 +18,7 @@ from data_synth.card import dataset_card
 from data_synth.schema import COLUMNS, CONTRACT_VERSION, Manifest, Row, SchemaError, ShardRecord, read_manifest, read_split
 from data_synth.schema.dataset import read_shard_metadata, write_shard
 from data_synth.schema.manifest import shard_path, write_manifest
+from finpercep.errors import WireError
 
 IMAGE = "struct<bytes: binary, path: string>"
 FROZEN = {
@@ -177,7 +178,8 @@ def test_wrong_manifest(folder, change, field, received):
 
 
 def test_error_survives_a_process_border():
-    error = pickle.loads(pickle.dumps(SchemaError("file", "field", "this", [1])))
+    error = pickle.loads(pickle.dumps(WireError("file", "field", "this", [1])))
+    assert type(error) is WireError
     assert (error.where, error.field, error.received) == ("file", "field", [1])
     assert str(error) == "file: field: expected this, got [1]"
 

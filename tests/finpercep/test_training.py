@@ -175,37 +175,6 @@ def test_the_anchor_holds_the_score_of_clean_images():
     assert all(parameter.grad is None for parameter in anchor.parameters())
 
 
-def test_a_milder_fault_must_score_between_the_photo_and_the_fault():
-    model = build_reward_model(RewardModelConfig(map_stride=16, lr_input=False)).eval()
-    plain = whole_batch(SAMPLES, range(2))
-    batch = dataclasses.replace(plain, milder=torch.tensor([0.25, 0.75]), milder_of_sr=torch.tensor([False, True]))
-    with torch.no_grad():
-        losses = triplet_losses(model, None, batch, LossWeights(severity=3.0, margin_gt=0.2))
-        worse = torch.stack([batch.syn[0], batch.sr[1]])
-        milder = torch.stack([0.75 * batch.gt[0] + 0.25 * batch.syn[0], 0.25 * batch.gt[1] + 0.75 * batch.sr[1]])
-        scores = [model(images).score.tolist() for images in (batch.gt, milder, worse)]
-        without = triplet_losses(model, None, batch, LossWeights())
-    expected = []
-    for gt, between, fault, quality, kept in zip(*scores, [batch.quality_syn[0], batch.quality_sr[1]], [0.25, 0.75], strict=True):
-        middle = float(quality) ** kept
-        high, low = min(0.2, (1 - middle) / 2), min(0.2, (middle - float(quality)) / 2)
-        expected.append(max(0.0, high - (gt - between)) + max(0.0, low - (between - fault)))
-    assert sum(expected) > 0
-    assert losses["severity"].item() == pytest.approx(3.0 * sum(expected) / 2, abs=1e-5)
-    assert "severity" not in without
-    assert {name: losses[name].item() for name in ("map", "quality")} == pytest.approx(
-        {name: without[name].item() for name in ("map", "quality")}, abs=1e-5
-    )
-
-
-def test_what_a_milder_fault_keeps_is_drawn_for_each_sample():
-    batch = training_batch(SAMPLES, 0, batch_size=64, crop=32, seed=0)
-    assert 0 <= batch.milder.min() < 0.1 and 0.9 < batch.milder.max() < 1
-    assert 16 < batch.milder_of_sr.sum() < 48
-    part = training_batch(SAMPLES, 0, batch_size=64, crop=32, seed=0, share=range(8, 16))
-    assert torch.equal(part.milder, batch.milder[8:16]) and torch.equal(part.milder_of_sr, batch.milder_of_sr[8:16])
-
-
 def test_sr_is_only_judged_where_its_map_is_known():
     """Outside the mask M_gt of sr is unknown: changing what the model says there must not change the loss."""
     model = build_reward_model(RewardModelConfig(map_stride=16, lr_input=False)).eval()
