@@ -91,12 +91,15 @@ def adapter_metadata(module: Any) -> dict[str, Any]:
     return {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
 
 
-def merged(module: nn.Module) -> nn.Module:
-    """A plain copy without adapters, their effect added to its weights."""
+def without_adapter(module: nn.Module, *, merge: bool) -> nn.Module:
+    """A plain copy without adapters, to ``merge`` with their effect added to its weights; a module that has none, itself."""
+    if not has_adapter(module):
+        return module
     plain = copy.deepcopy(module)
     for name, part in list(plain.named_modules()):
         if isinstance(part, BaseTunerLayer):
-            part.merge()
+            if merge:
+                part.merge()
             parent, _, child = name.rpartition(".")
             setattr(plain.get_submodule(parent), child, part.get_base_layer())
     if hasattr(plain, "peft_config"):

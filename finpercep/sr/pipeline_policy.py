@@ -42,12 +42,14 @@ class Parts:
         scheduler: the sampler's scheduler.
         prompts: words, where the networks take them.
         extra: further schedulers, by name.
+        replaced: names of the networks that are not the published ones, but a policy's own from its folder.
     """
 
     networks: Mapping[str, Any]
     scheduler: Any
     prompts: Prompts | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    replaced: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class PipelinePolicy(DiffusionPolicy):
         self, parts: Parts, path: NoisePath, options: Options, *, source: str, scale: int, captions: Captions | None = None
     ) -> None:
         self.options, self.source, self.captions = options, source, captions
-        self.prompts, self.extra = parts.prompts, parts.extra
+        self.prompts, self.extra, self.replaced = parts.prompts, parts.extra, parts.replaced
         self._networks: dict[str, Any] = dict(parts.networks)
         self._pinned: tuple[list[nn.Parameter], list[torch.Tensor]] | None = None
         self.autoencoder = self._networks.get(self.decoder_name)
@@ -150,8 +152,7 @@ class PipelinePolicy(DiffusionPolicy):
         for role in roles:
             self._make_trainable(self._networks[str(self.network_of(role))], role)
         if options.precision != "float32" and options.lora_rank:
-            saved_as_adapters = [n for n in self._networks.values() if not has_adapter(n) or hasattr(n, "add_adapter")]
-            store_in(self._half_networks(saved_as_adapters), self.options.dtype)
+            store_in(self._half_networks(), self.options.dtype)
 
     def _make_trainable(self, network: Any, role: Role) -> None:
         if not self.options.lora_rank:
@@ -165,8 +166,10 @@ class PipelinePolicy(DiffusionPolicy):
         lora = Lora(self.options.lora_rank, self.options.lora_alpha or self.options.lora_rank, targets)
         add_adapter(network, lora, within="decoder" if role == "decoder" else "")
 
-    def _half_networks(self, networks: list[Any]) -> list[Any]:
-        """Autoencoders overflow in float16."""
+    def _half_networks(self) -> list[Any]:
+        """All but those that are saved in full, which keep every bit; and autoencoders overflow in float16."""
+        in_full = {name for name, n in self._networks.items() if has_adapter(n) and not hasattr(n, "add_adapter")} | self.replaced
+        networks = [n for name, n in self._networks.items() if name not in in_full]
         return [n for n in networks if n is not self.autoencoder or self.options.precision == "bfloat16"]
 
     @contextmanager

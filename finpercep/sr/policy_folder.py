@@ -3,13 +3,14 @@
 A network trained in full lies in ``NAME/`` as its ``from_pretrained`` reads it. A denoiser's adapter lies in
 ``pytorch_lora_weights.safetensors`` as ``pipeline.load_lora_weights(folder)`` reads it, another network's in ``NAME_lora/`` as
 ``network.load_lora_adapter(folder, prefix=None, weight_name=LORA_NAME)`` does. Networks whose class cannot load adapters are
-saved in full, merged.
+saved in full, merged. A network that the policy's own folder held in full is saved in full again, whatever is trained now, and
+beside an adapter that it has been given since: nobody else has its weights.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from data_synth.schema.errors import SchemaError
 from data_synth.schema.pixels import write_atomically
 from finpercep.errors import ConfigError, WeightsError
-from finpercep.sr.lora import adapter_metadata, adapter_state, has_adapter, merged, set_adapter_state
+from finpercep.sr.lora import adapter_metadata, adapter_state, has_adapter, set_adapter_state, without_adapter
 from finpercep.sr.settings import PolicySettings
 from finpercep.sr.sources import load_from
 
@@ -46,10 +47,13 @@ def write_policy(policy: PipelinePolicy, folder: Path) -> None:
     """Write ``policy`` to ``folder``; the record last, which marks the folder complete."""
     (folder / RECORD).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    for role in policy.options.trained:
-        name = policy.network_of(role)
-        if name is not None:
-            _write_network(policy.networks()[name], name, folder)
+    trained = {policy.network_of(role) for role in policy.options.trained}
+    for name, network in policy.networks().items():
+        adapted = has_adapter(network) and hasattr(network, "save_lora_adapter")
+        if name in policy.replaced or (name in trained and not adapted):
+            without_adapter(network, merge=not adapted).save_pretrained(folder / name)  # type: ignore[operator]
+        if adapted:
+            _write_adapter(network, name, folder)
     source = "+".join(str(Path(part).resolve()) if Path(part).is_dir() else part for part in policy.source.split("+"))
     settings = asdict(policy.options) | asdict(policy.sampler)
     settings["steps"] = settings.pop("num_steps")
@@ -57,12 +61,8 @@ def write_policy(policy: PipelinePolicy, folder: Path) -> None:
     write_atomically(folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
 
 
-def _write_network(network: Any, name: str, folder: Path) -> None:
-    if not has_adapter(network):
-        network.save_pretrained(folder / name)
-    elif not hasattr(network, "save_lora_adapter"):
-        merged(network).save_pretrained(folder / name)  # type: ignore[operator]
-    elif name in _LOADERS:
+def _write_adapter(network: Any, name: str, folder: Path) -> None:
+    if name in _LOADERS:
         weights = {f"{name}_lora_layers": adapter_state(network), f"{name}_lora_adapter_metadata": adapter_metadata(network)}
         _LOADERS[name].save_lora_weights(folder, **weights)
     else:
@@ -89,11 +89,12 @@ def read_record(folder: Path) -> PolicyRecord:
 
 def replaced_networks(parts: Parts, folder: Path) -> Parts:
     """``parts`` with the networks that were saved in full in ``folder`` in place of their own."""
-    networks = {
-        name: load_from(type(network), folder / name) if (folder / name / "config.json").is_file() else network
+    found = {
+        name: load_from(type(network), folder / name)
         for name, network in parts.networks.items()
+        if (folder / name / "config.json").is_file()
     }
-    return type(parts)(networks, parts.scheduler, parts.prompts, parts.extra)
+    return replace(parts, networks={**parts.networks, **found}, replaced=frozenset(found))
 
 
 def read_adapters(policy: PipelinePolicy, folder: Path, recorded: PolicySettings) -> None:

@@ -36,8 +36,8 @@ class Options:
         lora_alpha: the adapters' output is multiplied by alpha / rank; 0 stands for the rank.
         lora_targets: last parts of the names of the layers that get an adapter; none: the attention projections (and
             convolutions, in UNets that may have no attention).
-        precision: of the arithmetic. Trained weights stay float32. Frozen ones are stored in it when adapters are trained.
-            ``float16`` is for inference: gradients are not scaled.
+        precision: of the arithmetic. Trained weights stay float32. Frozen ones are stored in it when adapters are trained, unless
+            the policy's folder holds them in full. ``float16`` is for inference: gradients are not scaled.
         gradient_checkpointing: activations are computed again in the backward pass instead of being kept.
         guidance: classifier-free guidance; 1 is none, and what training wants.
         prompt: what is asked of every image; follows its caption where there are captions.

@@ -178,6 +178,37 @@ def test_what_the_caller_says_stands_over_what_the_folder_records(published, tmp
         load_policy(str(tmp_path), settings=PolicySettings(lora_rank=2))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora_rank": 4},
+        {"trained": ("denoiser",)},
+        {"trained": ("denoiser",), "lora_rank": 4, "precision": "bfloat16"},
+        {"trained": ("controlnet", "decoder")},
+    ],
+    ids=lambda settings: ",".join(settings),
+)
+def test_networks_trained_in_full_outlive_runs_with_other_settings(published, tmp_path, settings):
+    """Each folder is loaded and saved again; none of the networks may fall back to its published weights."""
+    trained(published, "controlnet", lora_rank=0).save_pretrained(tmp_path / "first")
+    second = load_policy(str(tmp_path / "first"), settings=PolicySettings(**settings))
+    for parameter in second.parameters():
+        parameter.add_(0.05)
+    second.save_pretrained(tmp_path / "second")
+    third = load_policy(str(tmp_path / "second"))
+    assert torch.allclose(sample(third), sample(second), atol=1e-5)
+    third.save_pretrained(tmp_path / "third")
+    assert torch.allclose(sample(load_policy(str(tmp_path / "third"))), sample(second), atol=1e-5)
+    first, third = (
+        load_policy(str(tmp_path / folder), settings=PolicySettings(precision="float32")) for folder in ("first", "third")
+    )
+    for role, name in (("denoiser", "unet"), ("controlnet", "controlnet")):
+        if role not in second.options.trained:  # to the last bit
+            before, after = (policy.networks()[name].state_dict() for policy in (first, third))
+            assert all(torch.equal(before[key], after[key]) for key in before)
+
+
 def test_base_and_controlnet_join_to_the_same_policy(published, tmp_path):
     whole = Path(published["controlnet"].partition(":")[2])
     joined = load_policy(f"controlnet:{whole}+{whole / 'controlnet'}", settings=PolicySettings(steps=3))
