@@ -1,8 +1,8 @@
 """When the reward moves from rung to rung: on a plan, or by what the run's own figures say. Pure: metrics in, decision out.
 
-The paper sets rung lengths by hand (method §5); `AdaptiveController` decides instead. It moves up when the reward has stopped
-rising and training is calm, and goes back a rung, with a smaller learning rate, when training explodes or the hacking monitor
-alarms. Each decision comes with its reasons.
+The paper sets rung lengths by hand (method §5); `AdaptiveController` decides instead. It moves up when the reward has levelled
+off and training is calm, or the rung has had its time, and goes back a rung, with a smaller learning rate, when training explodes
+or the hacking monitor alarms. Each decision comes with its reasons.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from finpercep.curriculum.schedule import RungBlend, RungSchedule
+from finpercep.curriculum.trend import Trend
 from finpercep.errors import ConfigError
 
 Move = Literal["up", "back"]
@@ -26,6 +27,10 @@ class Observation:
     reward: float
     reward_std: float
     grad_norm: float
+
+
+FIGURES = {"reward_std": "the reward's deviation", "grad_norm": "the gradient's norm"}
+"""Figures of an `Observation` that say whether training is calm, and their names."""
 
 
 @dataclass(frozen=True)
@@ -86,44 +91,64 @@ class AdaptiveConfig:
 
     Attributes:
         window: steps that a judgement looks back over; also the least time on a rung. 20 to 100.
-        confidence: z of the interval of the reward's slope; 1.64 is a two-sided 90 %. The reward has stopped rising when the
-            interval's lower end is not above 0.
-        calm: the window's mean reward deviation and gradient norm must be at most this many times their median on the rung.
-        explosion: the same figures of the last `burst` steps, as multiples of the median on the rung, at which to go back.
-        burst: steps that an explosion must last.
+        patience: windows that a rung may take; after them it goes up whatever the figures say.
+        confidence: z of the interval of the reward's slope; 1.64 is a two-sided 90 %.
+        worth: change a window that is worth staying for, in units of the reward's deviation from step to step. The reward has
+            levelled off when the interval of its slope over the last window contains 0, and that over the last one, two, …
+            windows does and reaches no such change either way. One window of 30 steps can exclude changes of 1, two of 0.4.
+        calm: median reward deviation and gradient norm of the window must be at most this many times their median on the rung.
+            Here and below, a step without a deviation (one image) or gradient (all groups dropped) is left out.
+        explosion: the same figures' geometric mean over the last `burst` steps, as a multiple of that before them, at which to go
+            back.
+        burst: steps that an explosion must last. All must be above the ninth decile of those before, so that figures which
+            differ by nature, as those at RFSR's early and late indices, are no explosion.
         lr_cut: the learning rate is multiplied by this whenever the controller goes back, in (0, 1].
+        lr_floor: least factor of the run's learning rate that cuts can lead to, in (0, 1].
         blend_steps: steps over which the next rung is blended in.
     """
 
     window: int = 30
+    patience: int = 4
     confidence: float = 1.64
+    worth: float = 0.5
     calm: float = 1.5
     explosion: float = 4.0
-    burst: int = 3
+    burst: int = 5
     lr_cut: float = 0.5
+    lr_floor: float = 0.05
     blend_steps: int = 10
 
     def __post_init__(self) -> None:
-        if self.window < 5 or self.burst < 1 or self.blend_steps < 0:
-            raise ConfigError(
-                f"window must be >= 5, burst >= 1 and blend_steps >= 0, got {self.window}, {self.burst}, {self.blend_steps}"
-            )
-        if not 0 <= self.confidence < math.inf:
-            raise ConfigError(f"confidence must be finite and >= 0, got {self.confidence}")
-        if not 0 < self.lr_cut <= 1:
-            raise ConfigError(f"lr_cut must lie in (0, 1], got {self.lr_cut}")
+        for name, least in (("window", 5), ("patience", 1), ("burst", 1), ("blend_steps", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("confidence", "worth"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be finite and > 0, got {getattr(self, name)}")
+        for name in ("lr_cut", "lr_floor"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
         if not 1 <= self.calm < self.explosion:
             raise ConfigError(f"calm must be >= 1 and below explosion, got {self.calm} and {self.explosion}")
 
 
 @dataclass(frozen=True)
 class AdaptiveState:
-    """Where an adaptive run stands: the rung, the step at which its blend began, the rate's factor, what the rung has shown."""
+    """Where an adaptive run stands.
+
+    Attributes:
+        rung: in force.
+        blending_since: step at which the blend of the next one began.
+        lr_scale: factor of the learning rate.
+        seen: what the rung has shown.
+        earlier: what the rung before it showed last, where it came up from it.
+    """
 
     rung: int = 0
     blending_since: int | None = None
     lr_scale: float = 1.0
     seen: tuple[Observation, ...] = field(default=())
+    earlier: tuple[Observation, ...] = field(default=())
 
 
 class AdaptiveController:
@@ -155,7 +180,8 @@ class AdaptiveController:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Controller`."""
-        self.state = AdaptiveState(**{**state, "seen": tuple(Observation(**one) for one in state["seen"])})
+        shown = {name: tuple(Observation(**one) for one in state.get(name, ())) for name in ("seen", "earlier")}
+        self.state = AdaptiveState(**{**state, **shown})
 
 
 def decide(
@@ -165,66 +191,89 @@ def decide(
     state = replace(state, seen=(*state.seen, seen))
     if alarm is not None:
         return _back(state, config, (alarm,))
-    if reasons := explosions(state.seen, config):
+    if reasons := explosions(state.seen, config, state.earlier):
         return _back(state, config, reasons)
     if state.blending_since is not None:
         if step + 1 - state.blending_since < config.blend_steps:
             return state, None
-        return AdaptiveState(state.rung + 1, None, state.lr_scale), None
+        return _up(state, config), None
     if state.rung + 1 < rungs and (reasons := plateau(state.seen, config)):
         decision = Decision("up", state.rung + 1, state.lr_scale, reasons)
         if config.blend_steps:
             return replace(state, blending_since=step + 1), decision
-        return AdaptiveState(state.rung + 1, None, state.lr_scale), decision
+        return _up(state, config), decision
     return state, None
+
+
+def _up(state: AdaptiveState, config: AdaptiveConfig) -> AdaptiveState:
+    """On the next rung, which is measured by the last one's figures until it has enough of its own."""
+    return AdaptiveState(state.rung + 1, None, state.lr_scale, earlier=state.seen[-config.window :])
 
 
 def _back(state: AdaptiveState, config: AdaptiveConfig, reasons: tuple[str, ...]) -> tuple[AdaptiveState, Decision]:
     """A blend is given up, otherwise a rung; on the lowest only the learning rate is cut."""
     rung = state.rung if state.blending_since is not None else max(0, state.rung - 1)
-    after = AdaptiveState(rung, None, state.lr_scale * config.lr_cut)
+    after = AdaptiveState(rung, None, max(state.lr_scale * config.lr_cut, config.lr_floor))
     return after, Decision("back", rung, after.lr_scale, reasons)
 
 
 def plateau(seen: Sequence[Observation], config: AdaptiveConfig) -> tuple[str, ...]:
-    """Why the rung has given what it has, or nothing: the reward's slope is not above 0, and training is calm."""
-    if len(seen) < config.window:
+    """Why to leave the rung, or nothing: the reward has levelled off and training is calm, or the rung has had its time."""
+    trends = trends_of([one.reward for one in seen], config)
+    if not trends:
         return ()
-    window = seen[-config.window :]
-    slope, error = slope_of([one.reward for one in window])
-    if slope - config.confidence * error > 0:
-        return ()
-    for name in ("reward_std", "grad_norm"):
-        usual = statistics.median(getattr(one, name) for one in seen)
-        if statistics.fmean(getattr(one, name) for one in window) > config.calm * usual:
-            return ()
-    reach = config.confidence * error
-    return (
-        f"the reward's slope over {config.window} steps is {slope:.2g} ± {reach:.2g} a step",
-        "variance and gradient are calm",
-    )
+    found, unrest = levelled_off(trends, config), unrest_of(seen, config)
+    if found is not None and not unrest:
+        least = f"{config.worth:g} times its deviation from step to step, {found.deviation:.2g}"
+        return str(found), f"so it changes by less than {least}, a window", "variance and gradient are calm"
+    if len(seen) >= config.patience * config.window:
+        return f"the rung has had its {config.patience} windows of {config.window} steps", str(trends[-1]), *unrest
+    return ()
 
 
-def explosions(seen: Sequence[Observation], config: AdaptiveConfig) -> tuple[str, ...]:
-    """Which figures have exploded, in words: all of the last steps are far above what was usual on this rung before them."""
-    before, last = seen[: -config.burst], seen[-config.burst :]
-    if len(before) < config.window // 2:
-        return ()
+def trends_of(rewards: Sequence[float], config: AdaptiveConfig) -> list[Trend]:
+    """Over the last window, the last two, … as far as there are rewards and ``patience``."""
+    windows = min(len(rewards) // config.window, config.patience)
+    return [Trend.of(rewards[-k * config.window :], config.confidence) for k in range(1, windows + 1)]
+
+
+def levelled_off(trends: Sequence[Trend], config: AdaptiveConfig) -> Trend | None:
+    """The shortest trend that shows no change and excludes one worth staying for, if the last window shows none either."""
+    if not trends[0].level:
+        return None
+    most = ((one, (abs(one.slope) + one.reach) * config.window) for one in trends if one.level)
+    return next((one for one, change in most if change <= config.worth * one.deviation), None)
+
+
+def figures_of(seen: Sequence[Observation], name: str) -> list[float]:
+    """A figure of every step that has it: it is 0 where there is no gradient, or one image."""
+    return [value for one in seen if (value := getattr(one, name))]
+
+
+def unrest_of(seen: Sequence[Observation], config: AdaptiveConfig) -> tuple[str, ...]:
+    """Which figures of the last window are above what is usual on the rung, in words."""
     found = []
-    for name, label in (("reward_std", "the reward's deviation"), ("grad_norm", "the gradient's norm")):
-        usual = statistics.median(getattr(one, name) for one in before)
-        least = min(getattr(one, name) for one in last)
-        if usual > 0 and (least > config.explosion * usual or not math.isfinite(least)):
-            found.append(f"{label} is {least / usual:.1f} times its median")
+    for name, label in FIGURES.items():
+        window, rung = figures_of(seen[-config.window :], name), figures_of(seen, name)
+        if window and (ratio := statistics.median(window) / statistics.median(rung)) > config.calm:
+            found.append(f"{label} is {ratio:.1f} times its median on the rung")
     return tuple(found)
 
 
-def slope_of(values: Sequence[float]) -> tuple[float, float]:
-    """Least-squares slope of ``values`` over their index, and its standard error."""
-    count = len(values)
-    centre = (count - 1) / 2
-    mean = statistics.fmean(values)
-    spread = sum((x - centre) ** 2 for x in range(count))
-    slope = sum((x - centre) * (value - mean) for x, value in enumerate(values)) / spread
-    residual = sum((value - mean - slope * (x - centre)) ** 2 for x, value in enumerate(values))
-    return slope, math.sqrt(residual / (count - 2) / spread)
+def explosions(seen: Sequence[Observation], config: AdaptiveConfig, earlier: Sequence[Observation] = ()) -> tuple[str, ...]:
+    """Which figures have exploded, in words: all of the last steps are above nearly all before them, and far above on average.
+
+    Before them are the steps on this rung or, while these are fewer than half a window, those of ``earlier``.
+    """
+    found = []
+    for name, label in FIGURES.items():
+        figures = figures_of(seen, name)
+        before, last = figures[: -config.burst], figures[-config.burst :]
+        if len(before) < config.window // 2:
+            before = figures_of(earlier, name)
+        if len(last) < config.burst or len(before) < config.window // 2:
+            continue
+        ratio = statistics.geometric_mean(last) / statistics.geometric_mean(before)
+        if min(last) > statistics.quantiles(before, n=10, method="inclusive")[-1] and ratio > config.explosion:
+            found.append(f"{label} has been {ratio:.1f} times what it was for {config.burst} steps")
+    return tuple(found)

@@ -369,7 +369,7 @@ def test_a_watched_run_continues_bit_for_bit(small_policy, predictors, tmp_path,
         WATCHED,
         monitor=dataclasses.replace(WATCHED.monitor, on_alarm="fallback"),
         curriculum="adaptive",
-        adaptive=AdaptiveConfig(window=5, blend_steps=1, burst=1, explosion=1e6, calm=1e5),
+        adaptive=AdaptiveConfig(window=5, patience=1, blend_steps=1, burst=1, explosion=1e6, calm=1e5),
         ema=0.5,
         save_every=2,
     )
