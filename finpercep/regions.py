@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 DEFAULT_THRESHOLD = 0.2
-"""About where the packaged ladder's map and the ground truth's cover the same pixels best (0.18, weights/ladder/README.md)."""
+"""Near where the packaged ladder's map and the ground truth's cover the same pixels best (0.17, weights/ladder/README.md)."""
 
 DEFAULT_MIN_AREA = 16
 
