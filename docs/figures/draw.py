@@ -155,6 +155,7 @@ def small_defects() -> None:
     for (name, values), style in zip(found.items(), ("o--", "s-", "D-"), strict=True):
         means = [np.mean(v) for v in values]
         errors = [np.std(v, ddof=1) / np.sqrt(len(v)) for v in values]
+        print(f"{name}, by area: " + ", ".join(f"{100 * area:g} % {mean:.3f}" for area, mean in zip(areas, means, strict=True)))
         axis.errorbar([100 * area for area in areas], means, yerr=errors, fmt=style, label=name, capsize=2, markersize=4)
     axis.set(xscale="log", xlabel="share of the picture that is broken, %", ylabel="how far the number moves")
     axis.set_xticks([100 * area for area in areas], [f"{100 * area:g}" for area in areas])
