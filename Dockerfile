@@ -1,6 +1,6 @@
 # The reward server. Not root, nothing written but /tmp, health by the canary.
 #
-#   docker build -t finpercep .                                          # torch as the registry has it: CUDA, runs on CPUs too
+#   docker build -t finpercep -t finpercep:0.1.0 .                       # torch as the registry has it: CUDA, runs on CPUs too
 #   docker build -t finpercep:cpu --build-arg TORCH_INDEX=ADDRESS .      # wheels of another index, CPU-only ones for one
 #   docker build -t finpercep:0.1.0-cluster --build-arg EXTRAS=server,cluster .   # with Ray, for deploy/kubernetes/rayservice.yaml
 #   docker run -p 8000:8000 -e FINPERCEP_TOKEN=… -v ./ladders:/models:ro finpercep
