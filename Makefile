@@ -33,7 +33,8 @@ docs: $(READY)
 figures: $(READY)
 	PYTHONPATH=. $(BIN)/python docs/figures/draw.py $(ARGS)
 
-# Measures everything and writes docs/benchmarks.md; ARGS=--page-only writes it from the figures that are there.
+# Measures all but loss_weights, held_out_families and evidence (an hour, hours, days), and writes docs/benchmarks.md;
+# ARGS=--page-only writes it from the figures that are there.
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)
 
