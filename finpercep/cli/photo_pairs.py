@@ -72,3 +72,7 @@ class PhotoPairs:
         pairs = [self._draw(photo, np.random.default_rng((seed, index))) for index, photo in enumerate(photos)]
         hr, lr = (torch.stack(side) for side in zip(*pairs, strict=True))
         return hr, lr
+
+    def held_out(self, count: int, seed: int, photo_of: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`fixed`, and which photo each pair is of, int64 (N,); ``photo_of`` says it of each of the photos here."""
+        return *self.fixed(count, seed), torch.tensor([photo_of[index % len(self.photos)] for index in range(count)])

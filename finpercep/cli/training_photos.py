@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finpercep.cli.console import warn
 from finpercep.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,20 +18,32 @@ if TYPE_CHECKING:
 HELD_OUT = 0.1
 """Share of the photos that nothing is trained on: the monitor looks at them, or what was trained is measured on them."""
 
+FEW = 5
+"""Held-out photos below which the monitor's interval is so wide that a user wants to know."""
+
 
 @dataclass(frozen=True)
 class TrainingPhotos:
-    """Photos to train on and photos that nothing is trained on, as pixels; ``source`` are the former as they lie in a folder."""
+    """Photos to train on and photos that nothing is trained on, as pixels.
+
+    Attributes:
+        train: to train on.
+        held_out: not to train on.
+        source: those to train on as they lie in a folder.
+        photo_of: number of the photo that each of ``held_out`` is of: a dataset has several images of one.
+    """
 
     train: list[RGB8]
     held_out: list[RGB8]
     source: PhotoSource | None
+    photo_of: list[int]
 
 
 def photos_of(data: Path, min_side: int, *, hold_out: bool, seed: int) -> TrainingPhotos:
     """The photos of a run.
 
-    Of a dataset, the clean images of its training split, and of the other splits; of a folder, all, or nine tenths and a tenth.
+    Of a dataset, the clean images of its training split, and of the other splits; of a folder, all, or nine tenths and a tenth, two
+    photos at least. A warning says if few are held out.
 
     Raises:
         ConfigError: none to train on, or of a dataset none to hold out; or photos smaller than ``min_side``.
@@ -41,12 +54,18 @@ def photos_of(data: Path, min_side: int, *, hold_out: bool, seed: int) -> Traini
     from finpercep.cli.photo_pairs import load_photos
 
     if (data / MANIFEST_NAME).exists():
-        held_out = _clean_images(data, {"validation", "test"}, min_side) if hold_out else []
-        return TrainingPhotos(_clean_images(data, {"train"}, min_side), held_out, None)
-    source = photo_source(str(data))
-    if not hold_out:
-        return TrainingPhotos(load_photos(source.photos, min_side), [], source)
-    return _divided(source, min_side, min_side, seed=seed)
+        train, _ = _clean_images(data, {"train"}, min_side)
+        held_out, photo_of = _clean_images(data, {"validation", "test"}, min_side) if hold_out else ([], [])
+        photos = TrainingPhotos(train, held_out, None, photo_of)
+    elif hold_out:
+        source = photo_source(str(data))
+        photos = _divided(source, min_side, min_side, seed=seed, least=2)
+    else:
+        source = photo_source(str(data))
+        photos = TrainingPhotos(load_photos(source.photos, min_side), [], source, [])
+    if hold_out and (count := len(set(photos.photo_of))) < FEW:
+        warn(f"the monitor has {count} held-out photos; on fewer than {FEW} it sees large changes alone: add photos to {data}")
+    return photos
 
 
 def photos_of_folders(folders: Sequence[Path], min_side: int, held_out_side: int, *, seed: int) -> TrainingPhotos:
@@ -70,25 +89,28 @@ def photos_of_folders(folders: Sequence[Path], min_side: int, held_out_side: int
     return _divided(PhotoSource(name, photos), min_side, held_out_side, seed=seed)
 
 
-def _divided(source: PhotoSource, min_side: int, held_out_side: int, *, seed: int) -> TrainingPhotos:
+def _divided(source: PhotoSource, min_side: int, held_out_side: int, *, seed: int, least: int = 1) -> TrainingPhotos:
     from data_synth.photos import scan_photos, split_photos
     from finpercep.cli.photo_pairs import load_photos
 
     groups = scan_photos(source.photos, min_side=1).groups  # what it cannot read, `load_photos` names
-    split = split_photos(source.photos, validation=0.0, test=HELD_OUT, seed=seed, groups=groups)
+    share = max(HELD_OUT, least / len(source.photos))
+    split = split_photos(source.photos, validation=0.0, test=share, seed=seed, groups=groups)
     train, held_out = load_photos(split.train, min_side), load_photos(split.test, held_out_side)
-    return TrainingPhotos(train, held_out, dataclasses.replace(source, photos=split.train))
+    return TrainingPhotos(train, held_out, dataclasses.replace(source, photos=split.train), list(range(len(held_out))))
 
 
-def _clean_images(data: Path, splits: Collection[str], min_side: int) -> list[RGB8]:
-    """The clean images of those of a dataset's ``splits`` that it has; a photo of several samples gives several images."""
+def _clean_images(data: Path, splits: Collection[str], min_side: int) -> tuple[list[RGB8], list[int]]:
+    """The clean images of those of a dataset's ``splits`` that it has, one a sample, and the number of the photo each is of."""
     from data_synth.schema import read_split
     from data_synth.schema.manifest import read_manifest
 
     there = dict.fromkeys(shard.split for shard in read_manifest(data).shards if shard.split in splits)
-    photos = [row.gt for split in there for row in read_split(data, split)]
+    rows = [(row.gt, row.source_id) for split in there for row in read_split(data, split)]
+    photos, names = [gt for gt, _ in rows], [name for _, name in rows]
     if not photos:
         raise ConfigError(f"{data}: the dataset has no sample in {' or '.join(sorted(splits))}")
     if min(photos[0].shape[:2]) < min_side:
         raise ConfigError(f"{data}: --crop must be at most the dataset's sample size {photos[0].shape[0]}, got {min_side}")
-    return photos
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return photos, [numbers[name] for name in names]

@@ -24,8 +24,9 @@ from finpercep.rl.algorithm import Batch, Trainee, Update
 from finpercep.rl.scoring import gathered_rewards
 from finpercep.sr.policy import sample_images, weights_of
 
-HeldOutPairs = tuple[torch.Tensor, torch.Tensor]
-"""hr (N, 3, H, W) and its LR images, float32 in [0, 1], of photos that are not trained on."""
+HeldOutPairs = tuple[torch.Tensor, ...]
+"""hr (N, 3, H, W) and its LR images, float32 in [0, 1], of photos that are not trained on; and, where several are of one photo,
+which photo each is of, int64 (N,)."""
 
 
 class PolicyAtWork:
@@ -49,7 +50,8 @@ class PolicyAtWork:
         if config.monitor.every:
             if held_out is None:
                 raise ConfigError("the monitor looks at held-out photos, and there are none")
-            self.watch = Watch(*held_out, self._trainee.reference, config.monitor)
+            hr, lr, *photo = held_out
+            self.watch = Watch(hr, lr, self._trainee.reference, config.monitor, *photo)
         self._begin(config.lr)
 
     def _begin(self, lr: float) -> None:

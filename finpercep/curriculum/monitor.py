@@ -3,7 +3,8 @@
 A run keeps the panel's figures of every held-out image at its start. Later, an image's change is the mean, over the panel's
 metrics, of its change in that metric, turned so that higher is better, in units of that metric's spread over the images at the
 start. A tripwire counts beyond its tolerance alone, and then whole: less what it exceeds it by, in tolerances. The run is hacked
-where the held-out reward has risen and the mean change lies below 0 by more than its interval.
+where the held-out reward has risen and the mean change lies below 0 by more than its interval. Crops of one photo change alike,
+so each photo counts once, with the mean of its crops.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ class HeldOut:
     Attributes:
         panel: metric → float64 (N,), one value an image.
         reward: float64 (N,), by the rung in force.
+        photo: int64 (N,), which photo each image is of; None where each is of its own.
     """
 
     panel: Mapping[str, torch.Tensor]
     reward: torch.Tensor
+    photo: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -86,20 +89,27 @@ def judge(
     confidence: float = 0.95,
     tolerances: Mapping[str, float] | None = None,
 ) -> Verdict:
-    """Compare the held-out images with what they were at the start (`panel_change`); paired, Student's t interval.
+    """Compare the held-out images with what they were at the start (`panel_change`); paired, Student's t interval over photos.
 
     Raises:
-        ConfigError: fewer than two images, or a confidence outside (0, 1).
+        ConfigError: fewer than two photos, or a confidence outside (0, 1).
     """
-    count = len(start.reward)
+    change = by_photo(panel_change(start, now, higher_better, tolerances), now.photo)
+    count = len(change)
     if count < 2 or not 0 < confidence < 1:
-        raise ConfigError(f"a verdict needs two images or more and a confidence in (0, 1), got {count} and {confidence}")
-    change = panel_change(start, now, higher_better, tolerances)
+        raise ConfigError(f"a verdict needs two photos or more and a confidence in (0, 1), got {count} and {confidence}")
     mean, error = float(change.mean()), float(change.std()) / math.sqrt(count)
     reach = error * float(stats.t.ppf((1 + confidence) / 2, count - 1))
-    reward_change = float((now.reward - start.reward).mean())
+    reward_change = float(by_photo(now.reward - start.reward, now.photo).mean())
     hacked = reward_change > 0 and mean + reach < 0
     return Verdict(mean, mean - reach, mean + reach, reward_change, hacked, _means(now.panel), _means(start.panel))
+
+
+def by_photo(values: torch.Tensor, photo: torch.Tensor | None) -> torch.Tensor:
+    """The mean of ``values`` (N,) over the images of each ``photo`` (N,); the values themselves where there is none."""
+    if photo is None:
+        return values
+    return torch.stack([values[photo == one].mean() for one in photo.unique()])
 
 
 def _means(panel: Mapping[str, torch.Tensor]) -> dict[str, float]:

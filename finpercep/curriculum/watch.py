@@ -25,7 +25,7 @@ class MonitorConfig:
 
     Attributes:
         every: steps between looks; 0 switches it off.
-        images: held-out images.
+        images: crops of held-out photos.
         confidence: of the interval that the panel must leave, in (0, 1).
         on_alarm: ``warn`` logs it; ``fallback`` takes the best weights back and, where the curriculum is adaptive, goes back a
             rung and cuts the learning rate; ``stop`` takes the best weights back and ends the run.
@@ -73,10 +73,18 @@ class Watch:
         lr: its LR images.
         reference: the policy as it was at the start.
         config: settings.
+        photo: int64 (N,), which photo each image is of; None where each is of its own.
+
+    Raises:
+        ConfigError: the images are of one photo, of which nothing follows for others.
     """
 
-    def __init__(self, hr: torch.Tensor, lr: torch.Tensor, reference: SRPolicy, config: MonitorConfig) -> None:
-        self.hr, self.lr, self.config = hr.cpu(), lr, config
+    def __init__(
+        self, hr: torch.Tensor, lr: torch.Tensor, reference: SRPolicy, config: MonitorConfig, photo: torch.Tensor | None = None
+    ) -> None:
+        if (photos := len(hr) if photo is None else len(photo.unique())) < 2:
+            raise ConfigError(f"the monitor compares held-out photos, two or more, and got {photos}; add photos")
+        self.hr, self.lr, self.photo, self.config = hr.cpu(), lr, photo, config
         self.start = self.latest = look_at(reference, self.hr, lr)
         self.best_change, self.best_step = 0.0, 0
 
@@ -88,7 +96,7 @@ class Watch:
     def look(self, policy: SRPolicy, reward: RewardFn) -> Verdict:
         """The verdict on the policy as it is; both sides are scored by the reward in force."""
         self.latest = look_at(policy, self.hr, self.lr)
-        start, now = (HeldOut(look.panel, self._reward(reward, look.images)) for look in (self.start, self.latest))
+        start, now = (HeldOut(look.panel, self._reward(reward, look.images), self.photo) for look in (self.start, self.latest))
         return judge(start, now, PANEL, self.config.confidence, TOLERANCES)
 
     def is_best(self, verdict: Verdict, steps_done: int) -> bool:

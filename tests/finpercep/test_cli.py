@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -16,10 +17,12 @@ from data_synth.build import build_dataset
 from data_synth.photos import find_photos, photo_source, split_photos
 from data_synth.plan import BuildConfig
 from data_synth.recipe import RecipeConfig
+from data_synth.schema import read_split
 from finpercep.cli import app, main
 from finpercep.cli.console import fail
+from finpercep.cli.photo_pairs import PhotoPairs, degradation_config
 from finpercep.cli.server_process import ServerProcess
-from finpercep.cli.training_photos import HELD_OUT, photos_of, photos_of_folders
+from finpercep.cli.training_photos import FEW, HELD_OUT, photos_of, photos_of_folders
 from finpercep.errors import ConfigError, TrainingError
 from finpercep.sr.tiny import TinyConfig, TinyDiffusionSR, build_scheduler, build_unet
 from tests.fakes import photo
@@ -105,9 +108,12 @@ def test_a_dataset_is_training_data_and_its_contact_sheet_is_not(tmp_path):
     config = BuildConfig(count=12, shard_size=6, validation=0.2, test=0.2, recipe=RecipeConfig(crop=64))
     list(build_dataset([photo_source("samples")], tmp_path, config))
     Image.fromarray(photo(256, 256)).save(tmp_path / "preview.png")
-    photos = photos_of(tmp_path, 64, hold_out=True, seed=0)
-    photos, held_out = photos.train, photos.held_out
+    found = photos_of(tmp_path, 64, hold_out=True, seed=0)
+    photos, held_out = found.train, found.held_out
     assert (len(photos), len(held_out)) == (8, 4) and all(pixels.shape == (64, 64, 3) for pixels in photos)
+    rows = [row for split in ("validation", "test") for row in read_split(tmp_path, split)]
+    for one, two in itertools.combinations(range(4), 2):
+        assert (found.photo_of[one] == found.photo_of[two]) is (rows[one].source_id == rows[two].source_id)
     with pytest.raises(ConfigError, match="at most the dataset's sample size 64, got 128"):
         photos_of(tmp_path, 128, hold_out=False, seed=0)
 
@@ -143,11 +149,11 @@ def test_a_photo_and_its_copy_are_on_one_side(tmp_path):
 
 def test_without_copies_a_folder_is_divided_by_names_alone_and_what_cannot_be_read_is_named(tmp_path, capsys):
     """So runs that were begun before copies were looked for go on."""
-    write_photos(tmp_path / "photos", range(12))
+    write_photos(tmp_path / "photos", range(16))
     (tmp_path / "photos" / "99.png").write_bytes(b"not a picture")
     split = split_photos(find_photos(tmp_path / "photos"), validation=0.0, test=HELD_OUT, seed=3)
     whole = [one for one in split.train if one.source_id != "99.png"]
-    assert len(split.test) == 1 and len(whole) == 11
+    assert len(split.test) == 2 and len(whole) == 14
     for read in (
         lambda: photos_of_folders([tmp_path / "photos"], 64, 64, seed=3),
         lambda: photos_of(tmp_path / "photos", 64, hold_out=True, seed=3),
@@ -157,6 +163,23 @@ def test_without_copies_a_folder_is_divided_by_names_alone_and_what_cannot_be_re
         assert [pixels.tobytes() for pixels in photos.train] == [one.read().tobytes() for one in whole]
         assert [pixels.tobytes() for pixels in photos.held_out] == [one.read().tobytes() for one in split.test]
         assert photos.source.photos == split.train
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(3, 2), (12, 2), (50, 5)])
+def test_the_monitor_has_two_photos_at_least_and_few_are_warned_of(tmp_path, capsys, count, held_out):
+    write_photos(tmp_path / "photos", range(count))
+    photos = photos_of(tmp_path / "photos", 64, hold_out=True, seed=0)
+    assert (len(photos.held_out), photos.photo_of) == (held_out, list(range(held_out)))
+    assert capsys.readouterr().err.count(f"the monitor has {held_out} held-out photos") == (held_out < FEW)
+    photos_of(tmp_path / "photos", 64, hold_out=False, seed=0)
+    assert not capsys.readouterr().err
+
+
+def test_held_out_crops_say_which_photo_they_are_of():
+    pairs = PhotoPairs([photo(64, 64, seed) for seed in range(3)], 32, degradation_config(4, blind=False))
+    hr, lr, photo_of = pairs.held_out(5, 0, [4, 4, 9])
+    assert photo_of.tolist() == [4, 4, 9, 4, 4]
+    assert all(torch.equal(*sides) for sides in zip((hr, lr), pairs.fixed(5, 0), strict=True))
 
 
 @pytest.mark.parametrize(

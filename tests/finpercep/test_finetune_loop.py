@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from finpercep.client import RewardClient
+from finpercep.curriculum import watch
 from finpercep.curriculum.blended_reward import LARGEST_GAIN, BlendedReward, LadderReward
 from finpercep.curriculum.controller import AdaptiveConfig
 from finpercep.curriculum.loop import FinetuneConfig, finetune
+from finpercep.curriculum.monitor import judge
 from finpercep.curriculum.run_directory import RunDirectory
 from finpercep.curriculum.schedule import RungBlend
 from finpercep.curriculum.watch import MonitorConfig, Watch
@@ -341,6 +343,14 @@ def test_the_monitor_looks_when_due_and_keeps_the_best_weights(small_policy, pre
     ours = small_policy.state_dict()
     same = all(torch.equal(kept[name], ours[name]) for name in ours)
     assert same is (changes[-1] == max(*changes, 0.0))
+
+
+def test_the_monitor_is_told_which_crops_are_of_one_photo(small_policy, predictors, tmp_path, held_out, monkeypatch):
+    judged = []
+    monkeypatch.setattr(watch, "judge", lambda start, now, *rest: judged.append((start, now)) or judge(start, now, *rest))
+    config, photo = dataclasses.replace(WATCHED, steps=3, snapshot_every=0), torch.tensor([0, 0, 1, 1])
+    watched_run(small_policy, LocalSource(predictors), tmp_path, (*(side.repeat(2, 1, 1, 1) for side in held_out), photo), config)
+    assert [side.photo.tolist() for pair in judged for side in pair] == [[0, 0, 1, 1]] * 2
 
 
 @pytest.mark.parametrize("on_alarm", ["stop", "fallback"])

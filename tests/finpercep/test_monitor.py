@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from scipy import stats
 
 from finpercep.curriculum.monitor import HeldOut, judge, panel_change
 from finpercep.curriculum.tripwires import TRIPWIRES, brightness_drift, colour_drift, fine_loss, grid
+from finpercep.curriculum.watch import MonitorConfig, Watch
 from finpercep.errors import ConfigError
+from finpercep.sr.loading import load_policy
 
 BETTER = {"fsim": True, "gmsd": False}
 
@@ -83,10 +87,38 @@ def test_false_alarms_are_as_rare_as_promised():
     assert 10 < alarms < 45
 
 
-def test_one_image_is_no_evidence():
-    one = held_out([0.5], [0.1], [0.1])
-    with pytest.raises(ConfigError, match="two images"):
-        judge(one, one, BETTER)
+@pytest.mark.parametrize("photos", [2, 4, 6])
+def test_crops_of_few_photos_raise_no_more_false_alarms(photos):
+    """16 crops whose changes go half with their photo; each for itself, of four photos, they would alarm in 12 % of the looks."""
+    generator = torch.Generator().manual_seed(photos)
+    photo = torch.arange(16) % photos
+    start = HeldOut({"fsim": torch.linspace(0, 1, 16, dtype=torch.float64)}, torch.zeros(16, dtype=torch.float64), photo)
+    alarms = 0
+    for _ in range(1000):
+        chance = torch.randn(photos, generator=generator, dtype=torch.float64)[photo]
+        chance = 0.01 * (chance + torch.randn(16, generator=generator, dtype=torch.float64))
+        alarms += judge(start, HeldOut({"fsim": start.panel["fsim"] + chance}, start.reward + 1, photo), {"fsim": True}).hacked
+    assert 10 < alarms < 45
+
+
+def test_the_interval_is_over_photos():
+    photo = torch.tensor([7, 3, 7, 7])
+    now = dataclasses.replace(moved(fsim=0.01, spread=0.02, reward=torch.tensor([1.0, 0.0, 2.0, 3.0])), photo=photo)
+    change = panel_change(START, now, BETTER)
+    means = [float(change[1]), float(change[[0, 2, 3]].mean())]
+    verdict = judge(START, now, BETTER)
+    low, high = stats.t.interval(0.95, 1, loc=sum(means) / 2, scale=stats.sem(means))
+    assert (verdict.change, verdict.low, verdict.high) == pytest.approx((sum(means) / 2, low, high))
+    assert verdict.reward_change == pytest.approx(1.0)
+
+
+def test_one_photo_is_no_evidence():
+    one, crops = held_out([0.5], [0.1], [0.1]), dataclasses.replace(START, photo=torch.zeros(4, dtype=torch.int64))
+    for start in (one, crops):
+        with pytest.raises(ConfigError, match="two photos or more"):
+            judge(start, start, BETTER)
+    with pytest.raises(ConfigError, match="two or more, and got 1; add photos"):
+        Watch(pictures(), pictures(), load_policy("tiny"), MonitorConfig(every=1), torch.zeros(2))
 
 
 def pictures(seed=0):
