@@ -42,8 +42,8 @@ class TrainingPhotos:
 def photos_of(data: Path, min_side: int, *, hold_out: bool, seed: int) -> TrainingPhotos:
     """The photos of a run.
 
-    Of a dataset, the clean images of its training split, and of the other splits; of a folder, all, or nine tenths and a tenth, two
-    photos at least. A warning says if few are held out.
+    Of a dataset, the clean images of its training split, and of the other splits; of a folder, all, or nine tenths and a tenth,
+    two photos at least. A warning says if few are held out.
 
     Raises:
         ConfigError: none to train on, or of a dataset none to hold out; or photos smaller than ``min_side``.
