@@ -11,7 +11,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,19 @@ _SHEET = re.compile(r"step-(\d+)(-alarm)?\.jpg")
 
 @dataclass(frozen=True)
 class Crops:
-    """Fixed crops to look at: hr (N, 3, H, W) and its LR images in [0, 1]; ``held_out`` if nothing is trained on their photos."""
+    """Fixed crops to look at.
+
+    Attributes:
+        hr: (N, 3, H, W) in [0, 1].
+        lr: its LR images.
+        photo: which photo each is of, where that is known; all are shown alike.
+        held_out: whether nothing is trained on their photos.
+    """
 
     hr: torch.Tensor
     lr: torch.Tensor
-    held_out: bool
+    photo: torch.Tensor | None = None
+    held_out: bool = field(kw_only=True)
 
 
 @dataclass(frozen=True)

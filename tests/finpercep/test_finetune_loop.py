@@ -348,7 +348,7 @@ def test_the_monitor_looks_when_due_and_keeps_the_best_weights(small_policy, pre
 def test_the_monitor_is_told_which_crops_are_of_one_photo(small_policy, predictors, tmp_path, held_out, monkeypatch):
     judged = []
     monkeypatch.setattr(watch, "judge", lambda start, now, *rest: judged.append((start, now)) or judge(start, now, *rest))
-    config, photo = dataclasses.replace(WATCHED, steps=3, snapshot_every=0), torch.tensor([0, 0, 1, 1])
+    config, photo = dataclasses.replace(WATCHED, steps=3), torch.tensor([0, 0, 1, 1])
     watched_run(small_policy, LocalSource(predictors), tmp_path, (*(side.repeat(2, 1, 1, 1) for side in held_out), photo), config)
     assert [side.photo.tolist() for pair in judged for side in pair] == [[0, 0, 1, 1]] * 2
 
