@@ -96,6 +96,7 @@ class LadderRefresher:
         device: to train on.
         world: the processes that train together.
         seed: of data and training.
+        blind: whether the policy's own samples come from blind LR images (`degradation_config`), as in the run.
     """
 
     def __init__(
@@ -109,10 +110,11 @@ class LadderRefresher:
         device: torch.device,
         world: World,
         seed: int = 0,
+        blind: bool = False,
     ) -> None:
         self._folder, self._ladder, self._photos = folder, ladder, photos
         self._config, self._publisher, self._device = config, publisher, device
-        self._world, self._seed = world, seed
+        self._world, self._seed, self._blind = world, seed, blind
 
     def make(self, rung: str, policy: SRPolicy) -> Record:
         """See `Refresher`."""
@@ -150,7 +152,7 @@ class LadderRefresher:
             if not self._config.data:
                 build_known_data(self._photos, self._known, self._config, policy.scale, self._seed)
             networks = partial(policy_networks, folder / "policy", str(self._device))
-            config = data_config(self._config, policy.scale, self._seed, own=True)
+            config = own_data_config(self._config, policy.scale, self._seed, blind=self._blind)
             _build(self._photos, folder / "data", config, networks)
         shutil.rmtree(partial_copy, ignore_errors=True)
         return folder
@@ -232,26 +234,32 @@ class LadderRefresher:
         say(said)
 
 
-def data_config(config: RefreshConfig, scale: int, seed: int, *, own: bool) -> BuildConfig:
-    """Settings of a data set; ``own``: of the policy's outputs alone, as they are, of LR images as in fine-tuning."""
-    from data_synth.degradations import DegradationConfig
+def data_config(config: RefreshConfig, scale: int, seed: int) -> BuildConfig:
+    """Settings of a data set of what the reward model knows."""
     from data_synth.plan import BuildConfig
-    from data_synth.recipe import OriginMix, RecipeConfig
+    from data_synth.recipe import RecipeConfig
+    from finpercep.cli.photo_pairs import degradation_config
 
-    recipe = RecipeConfig(
-        crop=config.crop, degradation=replace(DegradationConfig(), scale=scale), light=DegradationConfig.light(scale)
-    )
-    if own:
-        mix = OriginMix(model=1.0, perturbed=0.0, hallucination=0.0, artefact=0.0)
-        recipe = replace(recipe, mix=mix, artefact_on_model_share=0.0, back_projection_share=0.0, light_share=1.0)
+    blind, light = (degradation_config(scale, blind=blind) for blind in (True, False))
+    recipe = RecipeConfig(crop=config.crop, degradation=blind, light=light)
     return BuildConfig(config.samples, seed=seed, shard_size=32, validation=HELD_OUT, test=HELD_OUT, recipe=recipe)
+
+
+def own_data_config(config: RefreshConfig, scale: int, seed: int, *, blind: bool) -> BuildConfig:
+    """Settings of a data set of the policy's outputs alone, as they are, of LR images as in fine-tuning: ``blind``, or light."""
+    from data_synth.recipe import OriginMix
+
+    known = data_config(config, scale, seed)
+    mix, light_share = OriginMix(model=1.0, perturbed=0.0, hallucination=0.0, artefact=0.0), 0.0 if blind else 1.0
+    own = replace(known.recipe, mix=mix, artefact_on_model_share=0.0, back_projection_share=0.0, light_share=light_share)
+    return replace(known, recipe=own)
 
 
 def build_known_data(photos: Sequence[PhotoSource], out: Path, config: RefreshConfig, scale: int, seed: int) -> None:
     """Build, or finish, a data set of what ships with the package, which the packaged reward model knows."""
     from finpercep.cli.sr_models import DEFAULT_SOURCES, network_factory
 
-    _build(photos, out, data_config(config, scale, seed, own=False), network_factory(DEFAULT_SOURCES, scale=scale))
+    _build(photos, out, data_config(config, scale, seed), network_factory(DEFAULT_SOURCES, scale=scale))
 
 
 def _build(photos: Sequence[PhotoSource], out: Path, config: BuildConfig, networks: NetworkFactory) -> None:
@@ -272,8 +280,11 @@ def open_refresher(
     device: torch.device,
     world: World,
     access: ServerAccess | None = None,
+    blind: bool = False,
 ) -> LadderRefresher:
     """The refresher of a run in ``out`` whose reward is ``source``, opened from ``specs`` (`open_rewards`).
+
+    ``blind`` says what makes LR images in this run, see `LadderRefresher`.
 
     Raises:
         ConfigError: the reward has no ladder that can be trained on, ``access`` is missing of a server's or given of another, the
@@ -305,7 +316,7 @@ def open_refresher(
         _check_known(Path(config.data), config.crop)
     folder = out / FOLDER
     behind = ladder_behind(unrefreshed(folder, digests), folders)
-    return LadderRefresher(folder, behind, [photos], config, publisher, device=device, world=world, seed=seed)
+    return LadderRefresher(folder, behind, [photos], config, publisher, device=device, world=world, seed=seed, blind=blind)
 
 
 def _check_photos(photos: PhotoSource, crop: int, seed: int) -> None:

@@ -61,10 +61,11 @@ def known(tmp_path_factory):
     return out
 
 
-def refresher_in(folder, source, known, config=SMALL):
+def refresher_in(folder, source, known, config=SMALL, **more):
     config = RefreshConfig(**{**vars(config), "data": str(known)})
     publisher = LocalPublisher(source, CPU)
-    return LadderRefresher(folder, packaged_model_folder(), gather(["samples"]), config, publisher, device=CPU, world=ALONE)
+    about = {"device": CPU, "world": ALONE, **more}
+    return LadderRefresher(folder, packaged_model_folder(), gather(["samples"]), config, publisher, **about)
 
 
 def packaged():
@@ -107,14 +108,16 @@ def test_a_run_refreshes_a_rung_once_and_continues_with_it(tmp_path, known, caps
         list(finetune(policy, packaged(), draw_pair, lambda x: [x], RUN, RunDirectory(whole)))
 
 
-def test_what_it_is_trained_on_is_the_policys_own(tmp_path, known):
+@pytest.mark.parametrize("blind", [False, True])
+def test_what_it_is_trained_on_is_the_policys_own(tmp_path, known, blind):
     policy = load_policy("tiny")
-    refresher = refresher_in(tmp_path, packaged(), known)
+    refresher = refresher_in(tmp_path, packaged(), known, blind=blind)
     folder = refresher._begin("RM_1", policy)
     rows = list(read_split(folder / "data", "train"))
     recipes = [Recipe.from_json(row.recipe) for row in rows]
     made = [recipe.model for recipe in recipes if recipe.kind == "swap"]
     assert {model.name for model in made} == {"policy"} and all(not recipe.artefacts for recipe in recipes)
+    assert {len(recipe.degradation.stages) for recipe in recipes} == {2 if blind else 1}  # Real-ESRGAN's has two
     row, model = next((row, recipe.model) for row, recipe in zip(rows, recipes, strict=True) if recipe.kind == "swap")
     lr = torch.from_numpy(row.lr).permute(2, 0, 1)[None].float() / 255
     expected = sample_images(policy, lr, [model.seed])[0]
