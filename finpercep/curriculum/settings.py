@@ -13,6 +13,7 @@ from finpercep.curriculum.watch import MonitorConfig
 from finpercep.errors import ConfigError
 from finpercep.reward import RewardWeights
 from finpercep.rl.algorithm import AlgorithmConfig
+from finpercep.rl.groups import GroupConfig
 from finpercep.rl.refl import ReflConfig
 
 
@@ -70,6 +71,11 @@ class FinetuneConfig:
         for name in ("steps", "batch_size", "crop", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if isinstance(self.algorithm, GroupConfig) and self.algorithm.group_size * self.batch_size < 2:
+            raise ConfigError(
+                f"{self.algorithm.name} compares samples, and one photo a step with group_size 1 is one alone; "
+                "set batch_size or group_size to at least 2"
+            )
         if self.snapshot_every is not None and self.snapshot_every < 0:
             raise ConfigError(f"snapshot_every must be >= 0, got {self.snapshot_every}")
         for name in ("lr", "max_grad_norm"):

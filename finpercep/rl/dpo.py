@@ -16,7 +16,7 @@ from finpercep.reward import RewardFn
 from finpercep.rl import ranges
 from finpercep.rl.advantages import group_advantages
 from finpercep.rl.algorithm import Batch, Optimise, Stateless, Trainee, Update
-from finpercep.rl.groups import GroupConfig, Rollout, sample_groups
+from finpercep.rl.groups import GroupConfig, Rollout, require_different_samples, sample_groups
 from finpercep.rl.supervision import add_pretraining
 from finpercep.rl.tally import Tally
 from finpercep.sr.policy import SRPolicy, seeded_generators
@@ -44,7 +44,7 @@ class DpoConfig(GroupConfig):
         ranges.at_least(self, 1, "draws", "steps")
 
     def build(self, trainee: Trainee) -> Dpo:
-        """The algorithm."""
+        """The algorithm. Raises `ConfigError` when the samples of a photo would all be the same."""
         return Dpo(trainee, self)
 
 
@@ -94,6 +94,7 @@ class Dpo(Stateless):
     def __init__(self, trainee: Trainee, config: DpoConfig) -> None:
         self.config, self.world = config, trainee.world
         self.policy, self.reference = config.sampled(trainee.policy), trainee.reference
+        require_different_samples(self.policy, config)
 
     def update(self, batch: Batch, reward: RewardFn, rng: np.random.Generator, optimise: Optimise) -> Update:
         """``steps`` optimiser steps on the pairs of one rollout; none where no photo's samples differ in reward."""

@@ -70,6 +70,19 @@ class GroupConfig:
         return [slice(start, min(start + size, self.group_size)) for start in range(0, self.group_size, size)]
 
 
+def require_different_samples(policy: SRPolicy, config: GroupConfig) -> None:
+    """Raises `ConfigError` when the samples that ``policy`` draws of a photo would all be the same."""
+    if stochastic_indices(policy) or (policy.draws_start and not config.shared_noise):
+        return
+    what = f"{config.name} compares samples of a photo, and all that {policy.name} draws are the same"
+    if not policy.draws_start:
+        raise ConfigError(f"{what}: neither its start nor its steps have noise; use refl or draft, which compare none")
+    raise ConfigError(
+        f"{what}: they start from the same noise, and its steps add none (num_steps {policy.num_steps}, eta "
+        f"{policy.sampler.eta}); set shared_noise=false, or num_steps >= 2 and eta > 0"
+    )
+
+
 def trained_indices(policy: SRPolicy, name: str) -> Sequence[int]:
     """The steps a policy gradient can train.
 

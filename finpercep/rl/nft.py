@@ -20,7 +20,7 @@ from finpercep.reward import RewardFn
 from finpercep.rl import ranges
 from finpercep.rl.advantages import Spread, group_advantages
 from finpercep.rl.algorithm import Batch, Optimise, Trainee, Update
-from finpercep.rl.groups import GroupConfig, sample_groups
+from finpercep.rl.groups import GroupConfig, require_different_samples, sample_groups
 from finpercep.rl.policy_gradient import Piece, own_advantages, pieces_of
 from finpercep.rl.supervision import add_pretraining
 from finpercep.rl.tally import Tally
@@ -65,7 +65,7 @@ class NftConfig(GroupConfig):
             raise ranges.refusal(self, "old_limit", "lie in [0, 1)")
 
     def build(self, trainee: Trainee) -> Nft:
-        """The algorithm."""
+        """The algorithm. Raises `ConfigError` when the samples of a photo would all be the same."""
         return Nft(trainee, self)
 
 
@@ -108,6 +108,7 @@ class Nft:
     def __init__(self, trainee: Trainee, config: NftConfig) -> None:
         self.config, self.world = config, trainee.world
         self.policy, self.reference = config.sampled(trainee.policy), config.sampled(trainee.reference)
+        require_different_samples(self.policy, config)
         self.old = [parameter.detach().clone() for parameter in self.policy.parameters()]
         self.updates = 0
 

@@ -34,10 +34,12 @@ class DiffusionPolicy(ABC):
         scale: upscaling factor.
 
     Attributes:
+        draws_start: see `SRPolicy`.
         delivery: tiling and colour correction of `sample`; none, unless set.
     """
 
     name: ClassVar[str]
+    draws_start: ClassVar[bool] = True
     delivery = Delivery()
 
     def __init__(self, path: NoisePath, sampler: Sampler, scale: int) -> None:

@@ -27,6 +27,7 @@ class OneStepPolicy(LatentStartPolicy):
     """`SRPolicy` of a Stable Diffusion pipeline used in one step."""
 
     name = "one-step"
+    draws_start: ClassVar[bool] = False
     defaults: ClassVar[Options] = Options(steps=1, trained=("denoiser",))
 
     @classmethod

@@ -54,6 +54,11 @@ class SRPolicy(Protocol):
         ...
 
     @property
+    def draws_start(self) -> bool:
+        """Whether x before step 0 has noise, so that samples of one LR image differ where no step adds any."""
+        ...
+
+    @property
     def num_steps(self) -> int:
         """Number of denoising steps of one sample."""
         ...

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from finpercep.curriculum.settings import FinetuneConfig
 from finpercep.errors import ConfigError, RewardError
 from finpercep.reward import Rewards
 from finpercep.rl.algorithm import Batch, Trainee
@@ -223,6 +224,8 @@ def test_a_batch_baseline_allows_single_samples():
     assert len(found.rewards.reward) == 2 and optimise.gradient().any()
     with pytest.raises(ConfigError, match="group_size"):
         DdpoConfig(group_size=1)
+    with pytest.raises(ConfigError, match="set batch_size or group_size to at least 2"):
+        FinetuneConfig(algorithm=DdpoConfig(group_size=1, baseline="batch"), batch_size=1)
 
 
 @pytest.mark.parametrize("config", [DdpoConfig(num_steps=1), GrpoConfig(eta=0.0)])

@@ -251,6 +251,19 @@ def test_one_deterministic_step_is_enough(config):
     assert optimise.gradient().any()
 
 
+@pytest.mark.parametrize("config", [DpoConfig, NftConfig])
+def test_samples_that_are_all_the_same_are_refused_when_built(config):
+    for sampler in (Sampler(3), Sampler(1, "ddim", 1.0)):
+        with pytest.raises(ConfigError, match=r"they start from the same noise.*set shared_noise=false"):
+            config(shared_noise=True).build(trainee(ConvolutionalFlow(sampler)))
+    config(shared_noise=True).build(trainee(ConvolutionalFlow(Sampler(3, "ddim", 1.0))))
+    config(shared_noise=True, eta=1.0).build(trainee(flow()))
+    still = flow()
+    still.draws_start = False
+    with pytest.raises(ConfigError, match="neither its start nor its steps have noise; use refl or draft"):
+        config().build(trainee(still))
+
+
 @pytest.mark.parametrize("bad", [{"beta": 0.0}, {"draws": 0}, {"steps": 0}, {"group_size": 1}])
 def test_bad_settings_of_dpo_are_refused(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
