@@ -198,7 +198,7 @@ def events(metrics: StepMetrics) -> list[str]:
         change = f"reward {verdict['reward_change']:+.3g}, panel {verdict['change']:+.3f}"
         found.append(f"step {metrics.step}: alarm of the monitor: {change} [{verdict['low']:+.3f}, {verdict['high']:+.3f}]")
     if decision := metrics.decision:
-        found.append(f"step {metrics.step}: {decision['move']} to rung {decision['rung']}: {'; '.join(decision['reasons'])}")
+        found.append(f"step {metrics.step}: {decision['move']} to {decision['name']}: {'; '.join(decision['reasons'])}")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -84,7 +85,8 @@ class Climb:
 
     def observe(self, step: int, seen: Observation, *, alarm: str | None) -> Decision | None:
         """Tell the controller how a step went; what it decides, if anything."""
-        return self._controller.observe(step, seen, alarm=alarm)
+        decision = self._controller.observe(step, seen, alarm=alarm)
+        return decision and dataclasses.replace(decision, name=self.rungs[decision.rung])
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data that `load_state_dict` goes on from."""

@@ -35,12 +35,21 @@ FIGURES = {"reward_std": "the reward's deviation", "grad_norm": "the gradient's 
 
 @dataclass(frozen=True)
 class Decision:
-    """What the controller does after a step, and why; ``lr_scale`` multiplies the run's learning rate from now on."""
+    """What the controller does after a step, and why.
+
+    Attributes:
+        move: ``up`` or ``back``.
+        rung: index of the rung it leads to, among those in use.
+        lr_scale: factor of the run's learning rate from now on.
+        reasons: in words.
+        name: the rung's, once someone says it who knows; a controller counts rungs.
+    """
 
     move: Move
     rung: int
     lr_scale: float
     reasons: tuple[str, ...]
+    name: str = ""
 
 
 class Controller(Protocol):

@@ -112,7 +112,7 @@ def remarks(record: Record) -> dict[str, str]:
     if said := record.get("refreshed"):
         found["curriculum/refresh"] = said
     if decision := record.get("decision"):
-        found["curriculum/decision"] = f"{decision['move']} to rung {decision['rung']}: {'; '.join(decision['reasons'])}"
+        found["curriculum/decision"] = f"{decision['move']} to {decision['name']}: {'; '.join(decision['reasons'])}"
     if (verdict := record.get("verdict")) and verdict["hacked"]:
         found["held_out/alarm"] = f"reward {verdict['reward_change']:+.3g}, panel {verdict['change']:+.3f}"
     return found

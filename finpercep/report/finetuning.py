@@ -22,6 +22,9 @@ Records = list[dict[str, Any]]
 CASES = 4
 """Best cases that are shown, and as many worst."""
 
+RUNGS = 5
+"""Stretches on a rung that the head of the report names one by one."""
+
 CHOSEN_BY = "fsim"
 """Metric whose change orders the cases."""
 
@@ -159,28 +162,49 @@ def decision_tables(records: Records) -> list[Table]:
     )
 
 
-def key_figures(records: Records) -> list[tuple[str, str]]:
-    """What the head of the report shows."""
+def key_figures(records: Records, *, taken_back: bool) -> list[tuple[str, str]]:
+    """What the head of the report shows; ``taken_back`` says whether the best weights are taken back on an alarm."""
     count = max(1, len(records) // 10)
-    first, last = (float(np.mean([record["reward"] for record in part])) for part in (records[:count], records[-count:]))
-    rungs = list(dict.fromkeys(record["rung"] for record in records))
+    parts = records[:count], records[-count:]
+    first, last = (float(np.mean([record["reward"] for record in part])) for part in parts)
+    on = [", ".join(dict.fromkeys(record["rung"] for record in part)) for part in parts]
+    where = "first → last tenth" if on[0] == on[1] else f"first tenth, {on[0]} → last, {on[1]}"
     figures = [
         ("steps", str(records[-1]["step"])),
-        ("rungs", f"{rungs[0]} → {rungs[-1]}" if len(rungs) > 1 else rungs[0]),
-        ("reward, first → last tenth", f"{first:.4f} → {last:.4f}"),
+        ("rungs", way_of(records)),
+        (f"reward, {where}", f"{first:.4f} → {last:.4f}"),
     ]
-    looks = [record["verdict"] for record in records if record.get("verdict")]
+    looks = [record for record in records if record.get("verdict")]
     if looks:
-        look = looks[-1]
-        figures.append(("panel, change [interval]", f"{look['change']:+.3f} [{look['low']:+.3f}, {look['high']:+.3f}]"))
-        figures += [
-            (f"{measure(name)}, held out", f"{look['panel_at_start'][name]:.4g} → {look['panel'][name]:.4g}")
-            for name in PANEL
-            if name in look.get("panel", {})
-        ]
-        figures.append(("alarms", str(sum(verdict["hacked"] for verdict in looks))))
+        figures += _panel_figures(looks, taken_back)
+        figures.append(("alarms", str(sum(look["verdict"]["hacked"] for look in looks))))
     seconds = sum(record["seconds"] for record in records)
     return [*figures, ("time in steps", f"{seconds:.0f} s")]
+
+
+def way_of(records: Records) -> str:
+    """The rungs in the order in which the run was on them; of a long way, the first and the last."""
+    rungs = [rung for rung, _ in groupby(record["rung"] for record in records)]
+    return " → ".join(rungs if len(rungs) <= RUNGS else [rungs[0], "…", rungs[-1]])
+
+
+def _panel_figures(looks: Records, taken_back: bool) -> list[tuple[str, str]]:
+    """Those of the last look; where its weights were taken back, of the best before it, which the run went on from."""
+    record, name = looks[-1], "panel, change [interval]"
+    if record["verdict"]["hacked"] and taken_back:
+        best = max(looks, key=lambda look: look["verdict"]["change"])
+        if best["verdict"]["change"] <= 0:
+            return [("panel, change", f"0: the start's weights were taken back at step {record['step']}")]
+        name = f"panel at step {best['step']}, taken back at {record['step']}"
+        record = best
+    look = record["verdict"]
+    change = f"{look['change']:+.3f} [{look['low']:+.3f}, {look['high']:+.3f}]"
+    panel = [
+        (f"{measure(metric)}, held out", f"{look['panel_at_start'][metric]:.4g} → {look['panel'][metric]:.4g}")
+        for metric in PANEL
+        if metric in look.get("panel", {})
+    ]
+    return [(name, change), *panel]
 
 
 def case_sections(cases: Cases) -> list[Section]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finpercep.curriculum.snapshots import read_cases
+from finpercep.curriculum.watch import MonitorConfig
 from finpercep.errors import ConfigError
 from finpercep.report.charts import Chart, Line
 from finpercep.report.figures import smoothed
@@ -38,13 +39,19 @@ def report_of_run(folder: Path) -> Report:
     config = (folder / "config.toml").read_text() if (folder / "config.toml").exists() else ""
     figures: list[tuple[str, str]] = []
     if "losses" in records[0] and "blend" in records[0]:
-        title, figures = "Fine-tuning run", key_figures(records)
+        title, figures = "Fine-tuning run", key_figures(records, taken_back=takes_back(config))
         cases = read_cases(folder)
         sections = [*finetuning_sections(records), *(case_sections(cases) if cases else [])]
     else:
         sections, title = training_sections(records), "Reward-model training run"
     summary = f"{len(records)} records in {folder / 'metrics.jsonl'}."
     return Report(f"{title}: {folder.name}", summary, figures, [*sections, *origin_sections(folder, config)])
+
+
+def takes_back(config: str) -> bool:
+    """Whether a fine-tuning run of this ``config.toml`` takes the best weights back on an alarm."""
+    monitor = tomllib.loads(config).get("finetune", {}).get("monitor", {})
+    return bool(monitor.get("on_alarm", MonitorConfig().on_alarm) != "warn")
 
 
 def origin_sections(folder: Path, config: str) -> list[Section]:

@@ -357,7 +357,7 @@ def test_the_monitor_is_told_which_crops_are_of_one_photo(small_policy, predicto
 def test_an_alarm_takes_the_best_weights_back(small_policy, predictors, tmp_path, held_out, monkeypatch, on_alarm):
     monkeypatch.setattr(Watch, "look", alarming(small_policy, after=4))
     monitor = dataclasses.replace(WATCHED.monitor, on_alarm=on_alarm)
-    config = dataclasses.replace(WATCHED, monitor=monitor, curriculum="adaptive")
+    config = dataclasses.replace(WATCHED, monitor=monitor, curriculum="adaptive", rungs=("RM_1", "RM_2"))
     start = weights_of(small_policy).clone()
     metrics = watched_run(small_policy, LocalSource(predictors), tmp_path, held_out, config)
     kept = RunDirectory(tmp_path).load_best(2)
@@ -369,7 +369,7 @@ def test_an_alarm_takes_the_best_weights_back(small_policy, predictors, tmp_path
         assert watched_run(small_policy, LocalSource(predictors), tmp_path, held_out, config) == []
     else:
         (decision,) = [m.decision for m in metrics if m.decision]
-        assert decision["move"] == "back" and "panel" in decision["reasons"][0]
+        assert (decision["move"], decision["rung"], decision["name"]) == ("back", 0, "RM_1") and "panel" in decision["reasons"][0]
         assert [m.lr for m in metrics] == [1e-3] * 4 + [5e-4] * 2
 
 

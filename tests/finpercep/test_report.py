@@ -143,6 +143,40 @@ def test_report_of_a_watched_run_tells_decisions_and_alarms(tmp_path):
     assert figures["alarms"] == "1" and figures["PSNR, held out"] == "25 → 24.5"
 
 
+@pytest.mark.parametrize("on_alarm", ["warn", "fallback", "stop"])
+@pytest.mark.parametrize("best", [0.3, -0.1])
+def test_the_head_shows_the_weights_that_the_run_ended_with(tmp_path, on_alarm, best):
+    records = [finetuning_record(step, "RM_0") for step in range(1, 7)]
+    for step, change, hacked in ((2, best, False), (4, best - 0.05, False), (6, -0.9, True)):
+        about = {"change": change, "low": change - 0.1, "high": change + 0.1, "reward_change": 0.05, "hacked": hacked}
+        records[step - 1]["verdict"] = {**about, "panel": {"psnr": 20.0 + step}, "panel_at_start": {"psnr": 20.0}}
+    write_records(tmp_path, records)
+    (tmp_path / "config.toml").write_text(f'[finetune.monitor]\non_alarm = "{on_alarm}"\n')
+    figures = dict(report_of_run(tmp_path).figures)
+    if on_alarm == "warn":
+        assert figures["panel, change [interval]"] == "-0.900 [-1.000, -0.800]" and figures["PSNR, held out"] == "20 → 26"
+    elif best > 0:
+        assert figures["panel at step 2, taken back at 6"] == "+0.300 [+0.200, +0.400]"
+        assert figures["PSNR, held out"] == "20 → 22"
+    else:
+        assert figures["panel, change"] == "0: the start's weights were taken back at step 6" and "PSNR, held out" not in figures
+
+
+@pytest.mark.parametrize(
+    ("rungs", "way", "reward"),
+    [
+        (["RM_0"] * 10, "RM_0", "reward, first → last tenth"),
+        (["RM_0"] * 5 + ["RM_1"] * 3 + ["RM_0"] * 2, "RM_0 → RM_1 → RM_0", "reward, first → last tenth"),
+        (["RM_0"] * 5 + ["RM_1"] * 5, "RM_0 → RM_1", "reward, first tenth, RM_0 → last, RM_1"),
+        (["RM_0", "RM_1"] * 5, "RM_0 → … → RM_1", "reward, first tenth, RM_0 → last, RM_1"),
+    ],
+)
+def test_the_head_shows_the_way_along_the_ladder(tmp_path, rungs, way, reward):
+    write_records(tmp_path, [finetuning_record(step, rung) for step, rung in enumerate(rungs, start=1)])
+    figures = dict(report_of_run(tmp_path).figures)
+    assert figures["rungs"] == way and figures[reward] == "0.5000 → 0.5000"
+
+
 def test_a_run_watched_before_the_panel_was_kept(tmp_path):
     verdict = {"change": -0.2, "low": -0.3, "high": -0.1, "reward_change": 0.05, "hacked": False}
     write_records(tmp_path, [finetuning_record(1, "RM_0") | {"verdict": verdict}])

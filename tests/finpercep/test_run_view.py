@@ -11,7 +11,7 @@ from finpercep.cli.run_view import LINES, RECENT, RunView, Standing, span, spark
 from finpercep.curriculum.metrics import StepMetrics
 
 VERDICT = {"change": -0.25, "low": -0.5, "high": -0.125, "reward_change": 0.03, "hacked": True}
-DECISION = {"move": "back", "rung": 0, "lr_scale": 0.5, "reasons": ["the [panel] fell"]}
+DECISION = {"move": "back", "rung": 0, "name": "RM_1", "lr_scale": 0.5, "reasons": ["the [panel] fell"]}
 
 
 def step(number: int, **changes: object) -> StepMetrics:
@@ -88,7 +88,7 @@ def test_looks_and_decisions_have_lines_of_their_own():
         view.add(step(3, verdict=VERDICT, decision=DECISION, next_rung="RM_1", blend=0.25))
     alarm, decision, line = text.getvalue().splitlines()
     assert alarm == "step 3: alarm of the monitor: reward +0.03, panel -0.250 [-0.500, -0.125]"
-    assert decision == "step 3: back to rung 0: the [panel] fell"
+    assert decision == "step 3: back to RM_1: the [panel] fell"
     assert "RM_0 → RM_1 25%" in line and "panel -0.250 [-0.500, -0.125] at step 3" in line
 
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from data_synth.schema.pixels import encode_png
 from finpercep.cli import app
 from finpercep.cli.finetune_run import curves_of
-from finpercep.curriculum.logbook import TENSORBOARD_NAME, Logbook
+from finpercep.curriculum.logbook import TENSORBOARD_NAME, Logbook, remarks
 from finpercep.curriculum.loop import FinetuneConfig, finetune
 from finpercep.curriculum.run_directory import RunDirectory
 from finpercep.curriculum.snapshots import CASES_NAME, IMAGES_NAME, SHOWN, interval, read_cases
@@ -113,6 +113,11 @@ def test_tensorboard_has_every_step_and_every_picture(small_policy, source, tmp_
     assert "panel/psnr" in book.Tags()["scalars"] and "loss/reward" in book.Tags()["scalars"]
     kept = {event.step: event.encoded_image_string for event in book.Images("pictures/crops")}
     assert kept == {step: (tmp_path / IMAGES_NAME / f"step-{step:06d}.jpg").read_bytes() for step in (2, 4, 6)}
+
+
+def test_tensorboard_calls_rungs_by_their_names():
+    decision = {"move": "up", "rung": 1, "lr_scale": 1.0, "reasons": ["level", "calm"], "name": "RM_2"}
+    assert remarks({"decision": decision}) == {"curriculum/decision": "up to RM_2: level; calm"}
 
 
 @pytest.mark.parametrize("stop_after", [3, 5])
