@@ -69,13 +69,14 @@ class WeightedSource:
         """Whether the ladder's rung has a map."""
         return self.ladder.source.has_map(rung)
 
-    def measure(self, images: torch.Tensor, weights: RewardWeights) -> None:
-        """Set the scale of every part, on every rung, to what it gives to ``images`` (N, 3, H, W)."""
+    def measure(self, images: torch.Tensor, weights: RewardWeights, lr: torch.Tensor | None = None) -> None:
+        """Set the scale of every part, on every rung, to what it gives to ``images`` (N, 3, H, W), shown ``lr`` (N, 3, h, w)."""
         with torch.no_grad():
             for part in self.parts:
                 for rung in part.source.rungs():
                     reward = part.source.reward_fn(rung, weights_on(part.source, rung, weights))
-                    self._scales[part.name, rung] = Scale.of(reward(images).reward)
+                    shown = reward if lr is None else beside(reward, lr)
+                    self._scales[part.name, rung] = Scale.of(shown(images).reward)
 
     def scales(self) -> dict[str, dict[str, list[float]]]:
         """The scales as plain data, part → rung → (mean, std)."""

@@ -18,7 +18,7 @@ from finpercep.local_reward import LocalSource, score_batch
 from finpercep.predictor import load_predictors, packaged_model_folder
 from finpercep.reward import Rewards, RewardWeights, beside
 from finpercep.rl.algorithms import ALGORITHMS
-from finpercep.weighted_reward import Part, WeightedReward
+from finpercep.weighted_reward import Part, WeightedReward, WeightedSource
 from rm_server.app import create_app
 from rm_server.settings import Settings
 from tests.fakes import AppTransport, registry_of
@@ -88,6 +88,13 @@ class Recorder:
 
     def reward_fn(self, rung, weights):
         return Recording(self.seen)
+
+
+@pytest.mark.parametrize("lr", [None, LR])
+def test_scales_are_measured_beside_the_lr_pictures_that_are_shown(lr):
+    part = Recorder()
+    WeightedSource([Part("recorder", 1.0, part)]).measure(IMAGES, WEIGHTS, lr)
+    assert len(part.seen) == 2 and all(shown is lr for shown, _ in part.seen)
 
 
 def test_every_wrapper_hands_them_on():
