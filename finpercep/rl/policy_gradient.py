@@ -112,7 +112,7 @@ class PolicyGradient(Stateless, ABC):
         weight = self.config.pretraining_weight
         for _ in range(self.config.epochs):
             order = np.random.default_rng(int(rng.integers(2**31)))
-            for part in _minibatches(judged.pieces, self.config.minibatches, order):
+            for part in minibatches(judged.pieces, self.config.minibatches, order, self.world):
                 total = self.world.mean(sum(len(piece.trajectory) for piece in part))
                 self._accumulate(part, total, optimise, tally)
                 tally.add(1.0, pretraining=add_pretraining(self.policy, batch, weight, rng, optimise, self.config.micro_batch))
@@ -153,7 +153,13 @@ def pieces_of(
     ]
 
 
-def _minibatches(pieces: Sequence[Piece], count: int, rng: np.random.Generator) -> list[list[Piece]]:
-    """The pieces in random order, in ``count`` parts, of which some are empty where there are fewer pieces."""
-    order = rng.permutation(len(pieces))
-    return [[pieces[index] for index in part] for part in np.array_split(order, count)]
+def minibatches(pieces: Sequence[Piece], count: int, rng: np.random.Generator, world: World) -> list[list[Piece]]:
+    """Those of ``pieces`` in each of the ``count`` parts of all processes' pieces in random order; a part may be empty.
+
+    ``rng`` is the same in every process.
+    """
+    counts = [int(one) for one in world.gather(torch.tensor([len(pieces)]))]
+    first = sum(counts[: world.rank])
+    own = range(first, first + len(pieces))
+    parts = np.array_split(rng.permutation(sum(counts)), count)
+    return [[pieces[place - first] for place in part if place in own] for part in parts]

@@ -27,7 +27,7 @@ SETTINGS = {
     "rfsr": {"pretraining_weight": 1.0, "reward_weight": 1.0, "gram_weight": 1.0},
     "draft": {},
     "ddpo": {"group_size": 3, "train_share": 0.5, "pretraining_weight": 0.5, "baseline": "batch"},
-    "grpo": {"group_size": 3, "train_share": 0.5, "spread": "batch", "micro_batch": 2},
+    "grpo": {"group_size": 3, "train_share": 0.5, "spread": "batch", "micro_batch": 2, "minibatches": 2},
     "dpo": {"group_size": 2, "draws": 2, "beta": 10.0},
     "nft": {"group_size": 3, "train_share": 0.5, "spread": "batch"},
 }

@@ -12,7 +12,8 @@ from finpercep.reward import Rewards
 from finpercep.rl.algorithm import Batch, Trainee
 from finpercep.rl.ddpo import DdpoConfig, ddpo_objective
 from finpercep.rl.grpo import GrpoConfig, clip_of, grpo_objective
-from finpercep.rl.policy_gradient import Piece
+from finpercep.rl.policy_gradient import Piece, minibatches
+from finpercep.rl.world import ALONE, Alone
 from finpercep.sr.transition import Sampler, Transition
 from tests.toy_policies import BrightnessReward, Collect, ConvolutionalFlow, GaussianPolicy
 
@@ -156,6 +157,31 @@ def test_equal_rewards_teach_nothing_and_take_no_step():
     assert found.figures["groups without spread"] == 2.0 and optimise.steps == 0 and not optimise.losses
     _, optimise = updated(GrpoConfig(group_size=4, pretraining_weight=1.0), reward=constant)
     assert optimise.steps == 1 and optimise.gradient().any()
+
+
+class Counted(Alone):
+    """One of several processes, which have so many pieces."""
+
+    def __init__(self, rank, counts):
+        self.rank, self.counts = rank, counts
+
+    def gather(self, values):
+        return torch.tensor(self.counts)
+
+
+def test_several_processes_train_the_minibatches_of_one():
+    def parts(pieces, world):
+        return minibatches(pieces, 2, np.random.default_rng(3), world)
+
+    pieces = [Piece(None, torch.tensor(place), None) for place in range(7)]
+    counts, starts = (2, 0, 4, 1), (0, 2, 2, 6)
+    each = [
+        parts(pieces[start : start + count], Counted(rank, counts))
+        for rank, (start, count) in enumerate(zip(starts, counts, strict=True))
+    ]
+    for number, whole in enumerate(parts(pieces, ALONE)):
+        together = [int(piece.advantages) for own in each for piece in own[number]]
+        assert sorted(together) == sorted(int(piece.advantages) for piece in whole) and len(together) in (3, 4)
 
 
 @pytest.mark.parametrize(("share", "expected"), [(1.0, 3), (0.6, 2), (0.01, 1)])
