@@ -80,7 +80,7 @@ class Arm:
         if self.algorithm == "rfsr":  # the authors' ratio of low-frequency and reward weight, 10 : 1, beside a supervised loss
             weights = {"low_frequency_weight": 10 * scale.reward_weight, "reward_weight": scale.reward_weight}
             own = {**weights, "gram_weight": scale.gram_weight, "pretraining_weight": 1.0, "ceiling": "clean", **own}
-        adaptive = AdaptiveConfig(window=max(5, scale.steps // 6), blend_steps=max(1, scale.steps // 12))
+        adaptive = AdaptiveConfig(window=max(5, scale.steps // 6), patience=2, blend_steps=max(1, scale.steps // 12))
         config = FinetuneConfig(
             algorithm=algorithm_class(self.algorithm)(**own),
             adaptive=adaptive,
@@ -98,6 +98,13 @@ ARMS: Mapping[str, Arm] = {
         "none", "the supervised loss alone, without the Gram term", own={"reward_weight": 0.0, "gram_weight": 0.0}
     ),
     "fixed-no-gram": Arm("ladder", "as fixed, without the Gram term", own={"gram_weight": 0.0}, against="control-no-gram"),
+    "fixed-light": Arm(
+        "ladder",
+        "as fixed, a tenth of the Gram term and 0.3 of the reward",
+        own={"gram_weight": 10.0, "reward_weight": 0.3},
+        against="control-no-gram",
+    ),
+    "fixed-one-view": Arm("ladder", "as fixed, the reward asked about the image as it is", own={"views": False}, against="fixed"),
     "global": Arm("ladder", "RM_0 only, one number", {"rungs": ("RM_0",)}),
     "full": Arm("ladder", "RM_2 from the first step", {"rungs": ("RM_2",)}),
     "fixed": Arm("ladder", "RM_0 → RM_1 → RM_2, equal lengths"),
@@ -118,7 +125,7 @@ ARMS: Mapping[str, Arm] = {
     "refresh": Arm(
         "refreshed", "as adaptive, each rung trained on the policy's own outputs when it is reached", {"curriculum": "adaptive"}
     ),
-    "oracle": Arm("oracle", "score and map from the ground truth"),
+    "oracle": Arm("oracle", "score and map from the ground truth", own={"views": False}),
     "grpo-control": Arm(
         "none",
         "GRPO's steps without a reward: its supervised loss alone",

@@ -193,7 +193,10 @@ def curriculum() -> None:
 
 STEPS, EVERY, CROPS = 20, 5, 8
 RUNS: dict[str, tuple[str, ReflConfig]] = {
-    "RM_0 alone, nothing else": ("RM_0", ReflConfig(reward_weight=1.0, pretraining_weight=0.0, gram_weight=0.0)),
+    "RM_0 alone, nothing else": (
+        "RM_0",
+        ReflConfig(reward_weight=1.0, pretraining_weight=0.0, gram_weight=0.0, views=False),
+    ),
     "RM_2, and ReFL as finpercep has it": ("RM_2", ReflConfig()),
 }
 

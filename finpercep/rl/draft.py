@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from finpercep.reward import RewardFn, beside
+from finpercep.reward import RewardFn
 from finpercep.rl import ranges
 from finpercep.rl.algorithm import Batch, Optimise, Stateless, Trainee, Update
 from finpercep.rl.rollout import denoise_to
 from finpercep.rl.scoring import finite_rewards, joined_rewards
 from finpercep.rl.supervision import add_pretraining
+from finpercep.rl.views import seen
 from finpercep.sr.policy import Condition, Generators, SRPolicy, seeded_generators
 
 
@@ -37,6 +38,8 @@ class DraftConfig:
         pretraining_weight: weight of the supervised denoising loss on ground truth; what keeps this, the greediest of the
             algorithms, from painting what the reward likes.
         micro_batch: photos differentiated together; None for the whole batch.
+        views: ask the reward about a view of the images, drawn anew for every update (`finpercep.rl.views`): a pattern that
+            pleases it only on its own pixel grid then gains nothing.
     """
 
     name: ClassVar[str] = "draft"
@@ -49,6 +52,7 @@ class DraftConfig:
     reward_weight: float = 1.0
     pretraining_weight: float = 1.0
     micro_batch: int | None = None
+    views: bool = True
 
     def __post_init__(self) -> None:
         ranges.at_least(self, 1, "last_steps", "micro_batch")
@@ -93,11 +97,12 @@ class Draft(Stateless):
         config, count = self.config, len(batch.lr)
         cut = config.cut(self.policy.num_steps, rng)
         seeds = batch.seeds(rng)
+        view = int(rng.integers(2**31)) if config.views else None
         size, scored, total = config.micro_batch or count, [], 0.0
         for start in range(0, count, size):
             part = slice(start, start + size)
             images = self.images(batch.lr[part], cut, seeds[part])
-            scored.append(beside(reward, batch.lr[part])(images))
+            scored.append(seen(reward, batch.lr[part], self.policy.scale, view)(images))
             loss = config.reward_weight * len(images) / count * draft_objective(scored[-1].reward)
             optimise.backward(loss)
             total += loss.item()

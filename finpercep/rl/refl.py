@@ -1,9 +1,10 @@
 """ReFL: reward feedback learning on one late denoising step (ImageReward, arXiv 2304.05977, §3; the algorithm FinPercep-RM uses).
 
 A no-gradient loop denoises to a late index m; there one network evaluation with gradient predicts x̂0, which is decoded and
-scored. Departs from the paper in two ways. The ceiling c is, for each image, the reward of its own ground truth: pushing past
-what a clean photo earns is what reward hacking looks like. And RFSR's Gram term ties the output to the frozen reference's.
-The pretraining loss, missing from the public release of ReFL, is part of the objective.
+scored. Departs from the paper in three ways. The ceiling c is, for each image, the reward of its own ground truth: pushing past
+what a clean photo earns is what reward hacking looks like. RFSR's Gram term ties the output to the frozen reference's. And the
+reward is asked about random views, so that its pixel grid cannot be fitted. The pretraining loss, missing from the public
+release of ReFL, is part of the objective.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from finpercep.reward import RewardFn, Rewards, beside
+from finpercep.reward import RewardFn, Rewards
 from finpercep.rl import ranges
 from finpercep.rl.algorithm import Batch, Optimise, Stateless, Trainee, Update
 from finpercep.rl.gram import gram_distance
 from finpercep.rl.rollout import denoise_to
 from finpercep.rl.scoring import finite_rewards, require_finite
+from finpercep.rl.views import seen
 from finpercep.sr.policy import denoising_loss, seeded_generators
 
 
@@ -35,6 +37,8 @@ class ReflConfig:
             (``docs/evidence.md``).
         pretraining_weight: weight of the supervised denoising loss on ground truth.
         gram_weight: weight of the Gram term; 0 switches it off.
+        views: ask the reward about a view of the images, drawn anew for every update (`finpercep.rl.views`): a pattern that
+            pleases it only on its own pixel grid then gains nothing.
     """
 
     name: ClassVar[str] = "refl"
@@ -44,6 +48,7 @@ class ReflConfig:
     reward_weight: float = 0.2
     pretraining_weight: float = 1.0
     gram_weight: float = 100.0
+    views: bool = True
 
     def __post_init__(self) -> None:
         ranges.share(self, "window")
@@ -98,9 +103,10 @@ class Refl(Stateless):
     def losses(self, batch: Batch, reward: RewardFn, rng: np.random.Generator) -> ReflLosses:
         """All terms; gradients reach the policy's parameters and nothing else. ``rng`` decides m and all noise."""
         policy, reference, config = self.trainee.policy, self.trainee.reference, self.config
-        reward = beside(reward, batch.lr)
         index = int(rng.choice(np.asarray(config.indices(policy.num_steps))))
         generators = seeded_generators(batch.seeds(rng))
+        view = int(rng.integers(2**31)) if config.views else None
+        reward = seen(reward, batch.lr, policy.scale, view)
         with torch.no_grad():
             condition = policy.condition(batch.lr)
             x = denoise_to(policy, index, condition, generators)

@@ -3,7 +3,7 @@
 One denoising index is drawn; one network evaluation with gradient predicts x̂0 there. Early, its coarse structure is held to the
 photo's; late, its reward is raised and its Gram matrices are held to the frozen reference's; in between nothing is trained, so
 no index is drawn there. Departs from the authors' release in the state the network is shown: a proper denoising loop runs down
-to the index. Theirs shows the starting state at every index; ``loop="one-shot"`` does too.
+to the index. Theirs shows the starting state at every index; ``loop="one-shot"`` does too. And the reward is asked about views.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from finpercep.errors import ConfigError
-from finpercep.reward import RewardFn, Rewards, beside
+from finpercep.reward import RewardFn, Rewards
 from finpercep.rl import ranges
 from finpercep.rl.algorithm import Batch, Optimise, Stateless, Trainee, Update
 from finpercep.rl.gram import gram_distance
@@ -25,6 +25,7 @@ from finpercep.rl.refl import refl_objective
 from finpercep.rl.rollout import denoise_to
 from finpercep.rl.scoring import finite_rewards, require_finite
 from finpercep.rl.vgg import LAYER_WEIGHTS, Vgg19Features
+from finpercep.rl.views import seen
 from finpercep.sr.policy import Condition, denoising_loss, seeded_generators
 
 
@@ -43,6 +44,8 @@ class RfsrConfig:
             the paper, those of any other extractor alike.
         pretraining_weight: weight of the supervised denoising loss on ground truth; the authors have none. It is of the order
             of 1: beside it the other weights want to be larger.
+        views: ask the reward about a view of the images, drawn anew for every update (`finpercep.rl.views`): a pattern that
+            pleases it only on its own pixel grid then gains nothing.
     """
 
     name: ClassVar[str] = "rfsr"
@@ -56,6 +59,7 @@ class RfsrConfig:
     ceiling: float | Literal["clean"] = 2.0
     gram_weight: float = 5e-7
     pretraining_weight: float = 0.0
+    views: bool = True
 
     def __post_init__(self) -> None:
         ranges.unit(self, "early", "late")
@@ -118,8 +122,9 @@ class Rfsr(Stateless):
     def losses(self, batch: Batch, reward: RewardFn, index: int, rng: np.random.Generator) -> tuple[RfsrLosses, Rewards]:
         """The terms at ``index``, and the rewards of what was predicted there; ``rng`` decides all noise."""
         policy, config = self.trainee.policy, self.config
-        reward = beside(reward, batch.lr)
         generators = seeded_generators(batch.seeds(rng))
+        view = int(rng.integers(2**31)) if config.views else None
+        reward = seen(reward, batch.lr, policy.scale, view)
         with torch.no_grad():
             condition = policy.condition(batch.lr)
             start = index if config.loop == "denoise" else 0
