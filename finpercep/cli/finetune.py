@@ -123,7 +123,7 @@ def finetune(
         raise ConfigError(f"--crop must be a multiple of {whole} for the policy's networks at x{scale}, got {resolved.crop}")
     degradation_ranges = degradation_config(scale, blind=resolved.degradation == "blind")
     pairs, watched = (PhotoPairs(pixels, resolved.crop, degradation_ranges) for pixels in (photos.train, photos.held_out))
-    held_out = watched.fixed(resolved.monitor.images, resolved.seed) if photos.held_out else None
+    held_out = watched.held_out(resolved.monitor.images, resolved.seed, photos.photo_of) if photos.held_out else None
     with open_rewards(reward, where, read_token(token_file)) as (source, rewards):
         described: dict[str, Any] = {"data": data.resolve().name, "rewards": rewards}
         if photos.held_out:
@@ -137,7 +137,16 @@ def finetune(
                 if "rungs" in about:
                     about["rungs"] = unrefreshed(out / FOLDER, about["rungs"])
             refresher = open_refresher(
-                reward, source, photos.source, renewal, out, seed=resolved.seed, device=where, world=world, access=access
+                reward,
+                source,
+                photos.source,
+                renewal,
+                out,
+                seed=resolved.seed,
+                device=where,
+                world=world,
+                access=access,
+                blind=resolved.degradation == "blind",
             )
         last = run_finetuning(
             chosen,

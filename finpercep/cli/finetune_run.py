@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from finpercep.cli.photo_pairs import PhotoPairs
+    from finpercep.curriculum.at_work import HeldOutPairs
     from finpercep.curriculum.logbook import Logbook
     from finpercep.curriculum.loop import FinetuneConfig, StepMetrics
     from finpercep.curriculum.refresh import Refresher
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from finpercep.rl.world import World
     from finpercep.sr.policy import SRPolicy
     from finpercep.sr.settings import PolicySettings
+    from finpercep.weighted_reward import WeightedSource
 
 TYPICAL = 16
 """Crops on which the scales of several rewards are measured."""
@@ -94,7 +96,7 @@ def run_finetuning(
     features: GramFeatures,
     described: dict[str, Any],
     *,
-    held_out: tuple[torch.Tensor, torch.Tensor] | None = None,
+    held_out: HeldOutPairs | None = None,
     refresher: Refresher | None = None,
     device: torch.device | str = "cpu",
     world: World | None = None,
@@ -123,8 +125,8 @@ def run_finetuning(
 
     def prepare() -> None:
         if isinstance(source, WeightedSource):
-            images = partial(typical_images, chosen.policy, pairs, config)
-            keep = partial(keep_scales, source, out / "reward_scales.json", lambda: source.measure(images(), config.reward))
+            measured = partial(measure_scales, source, chosen.policy, pairs, config)
+            keep = partial(keep_scales, source, out / "reward_scales.json", measured)
             world.from_main(keep)
             keep()
 
@@ -163,14 +165,15 @@ def curves_of(out: Path) -> AbstractContextManager[Logbook | None]:
         return nullcontext()
 
 
-def typical_images(policy: SRPolicy, pairs: PhotoPairs, config: FinetuneConfig) -> torch.Tensor:
-    """What the scales of several rewards are measured on: a few clean crops, and what the policy makes of their LR images."""
+def measure_scales(source: WeightedSource, policy: SRPolicy, pairs: PhotoPairs, config: FinetuneConfig) -> None:
+    """Measure the scales of several rewards on a few clean crops and what the policy makes of their LR images."""
     import torch
 
     from finpercep.sr.policy import sample_images
 
-    hr, lr = pairs.fixed(TYPICAL, config.seed)
-    return torch.cat([hr.to(policy.device), sample_images(policy, lr, range(TYPICAL))])
+    hr, lr = (side.to(policy.device) for side in pairs.fixed(TYPICAL, config.seed))
+    images = torch.cat([hr, sample_images(policy, lr, range(TYPICAL))])
+    source.measure(images, config.reward, lr.repeat(2, 1, 1, 1) if config.show_lr else None)
 
 
 def flat(metrics: StepMetrics) -> dict[str, float | str | None]:
