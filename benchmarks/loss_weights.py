@@ -6,7 +6,8 @@ RM_2 is grown from the packaged RM_1 under the packaged anchor RM_0, as in train
 once for each row with that setting changed. All else, the order of the batches included, is the same for one seed. Measured on
 the test split of a dataset of other photos. RM_1 has learnt with the defaults, so a row says what a setting does to the finest
 rung, not to the trunk. Severity: Spearman's ρ of severity and −score, as in `benchmarks.rm_severity`, on three photos. Runs are
-processes of one thread, as many as there are cores; a run that is there is not run again.
+processes of one thread, as many as there are cores; a run that is there is not run again. The row `severity: 1` of the
+record is of a term that ranked milder versions of a fault; it gained nothing, and is gone.
 """
 
 from __future__ import annotations

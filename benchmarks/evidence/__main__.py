@@ -22,6 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.evidence.arms import ARMS, POLICIES, Scale
+from benchmarks.evidence.moved import with_moved
 from benchmarks.evidence.run import Photos, measure_start, prepare, run_arm
 from benchmarks.evidence.summary import COLUMNS, load_runs, rows, summarise
 from benchmarks.report import print_table
@@ -52,9 +53,9 @@ def main(given: Sequence[str]) -> None:
         _run_all(names, arguments, scale)
     from benchmarks.evidence.page import write_page
 
-    table = summarise(load_runs(arguments.out), json.loads((arguments.out / "start.json").read_text()))
-    print_table(COLUMNS, rows(table))
-    for path in write_page(arguments.out, scale):
+    runs, start = with_moved(arguments.out, load_runs(arguments.out), json.loads((arguments.out / "start.json").read_text()))
+    print_table(COLUMNS, rows(summarise(runs, start)))
+    for path in write_page(arguments.out, scale, runs, start):
         print(path)
 
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from benchmarks.evidence.arms import ARMS, POLICIES, Scale
-from benchmarks.evidence.summary import COLUMNS, MEASURES, RIVALS, Run, load_runs, measure_rows, rival_rows, rows, summarise
+from benchmarks.evidence.summary import COLUMNS, MEASURES, RIVALS, Run, measure_rows, rival_rows, rows, summarise
 from benchmarks.report import write_result
 from benchmarks.tables import FAINT, INK
 
@@ -37,15 +37,14 @@ ENLARGED, LABEL, AMPLIFIED = 2, 18, 8
 """How much a shown crop is enlarged, the height of its label in px, and how much a difference is amplified."""
 
 
-def write_page(out: Path, scale: Scale) -> list[Path]:
-    """Write `results/evidence.json`, the tables of `docs/evidence.md`, and its pictures; returns what was written.
+def write_page(out: Path, scale: Scale, found: Mapping[str, Sequence[Run]], start: Run) -> list[Path]:
+    """Write `results/evidence.json`, the tables of `docs/evidence.md`, and its pictures, of what was ``found``; returns what was written.
 
     Another policy than the first has a record, tables and pictures of its own: `results/evidence_POLICY.json`.
 
     Arms with fewer than three seeds say nothing and are left out; where no other is left, nothing is written.
     """
-    start = json.loads((out / "start.json").read_text())
-    runs = {name: own for name, own in load_runs(out).items() if len(own) >= LEAST_SEEDS}
+    runs = {name: own for name, own in found.items() if len(own) >= LEAST_SEEDS}
     table = summarise(runs, start)
     if not any(each.get("versus") for each in table.values()):
         return []

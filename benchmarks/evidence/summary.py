@@ -43,13 +43,18 @@ def held_out(run: Run, rung: str) -> HeldOut:
 
 
 def changes(run: Run, start: Run) -> dict[str, float]:
-    """What a run changed, means over the crops: the panel (standard deviations), every measure, every rung's reward."""
+    """What a run changed, means over the crops: the panel (standard deviations), every measure, every rung's reward.
+
+    ``moved`` is the finest rung's reward of images moved by a pixel or two (`benchmarks.evidence.moved`), where it was measured.
+    """
     now, before = held_out(run, FINEST), held_out(start, FINEST)
     found = {"panel": float(panel_change(before, now, PANEL).mean())}
     for name in now.panel:
         found[name] = float((now.panel[name] - before.panel[name]).mean())
     for rung, values in run["rewards"].items():
         found[f"reward {rung}"] = statistics.fmean(values) - statistics.fmean(start["rewards"][rung])
+    if "moved" in run:
+        found["moved"] = run["moved"] - start["moved"]
     found["own reward"] = found[f"reward {last_rung(run)}"]
     return found
 
@@ -122,6 +127,7 @@ COLUMNS = (
     "arm",
     "its own reward",
     "reward RM_2",
+    "moved",
     "panel, SD",
     "panel, beside",
     "PSNR, dB",
@@ -136,7 +142,7 @@ def rows(table: Mapping[str, Any]) -> list[list[str]]:
     shown = []
     for name, figures in table.items():
         if "change" not in figures:
-            shown.append([name, *["–"] * 7, f"0 · {figures['diverged']} of {figures['runs']}"])
+            shown.append([name, *["–"] * (len(COLUMNS) - 2), f"0 · {figures['diverged']} of {figures['runs']}"])
             continue
         change, versus = figures["change"], figures["versus"]
         shown.append(
@@ -144,6 +150,7 @@ def rows(table: Mapping[str, Any]) -> list[list[str]]:
                 name,
                 plus_minus(change["own reward"], 4),
                 plus_minus(change[f"reward {FINEST}"], 4),
+                plus_minus(change["moved"], 4) if "moved" in change else "–",
                 plus_minus(change["panel"], 3),
                 "–" if versus is None else f"{plus_minus(versus['panel'], 3)} ({figures['against']})",
                 plus_minus(change["psnr"], 3),
