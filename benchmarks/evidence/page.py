@@ -38,11 +38,17 @@ ENLARGED, LABEL, AMPLIFIED = 2, 18, 8
 
 
 def write_page(out: Path, scale: Scale, found: Mapping[str, Sequence[Run]], start: Run) -> list[Path]:
-    """Write `results/evidence.json`, the tables of `docs/evidence.md`, and its pictures, of what was ``found``; returns what was written.
+    """Write `results/evidence.json`, the tables of `docs/evidence.md`, and its pictures; returns what was written.
 
     Another policy than the first has a record, tables and pictures of its own: `results/evidence_POLICY.json`.
 
     Arms with fewer than three seeds say nothing and are left out; where no other is left, nothing is written.
+
+    Args:
+        out: folder of the runs.
+        scale: of the experiment.
+        found: arm → its runs, with ``moved``.
+        start: the policy at the start, measured.
     """
     runs = {name: own for name, own in found.items() if len(own) >= LEAST_SEEDS}
     table = summarise(runs, start)
