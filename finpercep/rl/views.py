@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from finpercep.reward import RewardFn, Rewards, beside
+from finpercep.windows import Window
 
 SHARE, MOST = 8, 16
 """An eighth of each side is left out, at most 16 px: what the window is moved by."""
@@ -21,31 +22,12 @@ LEAST = 32
 """Side of the smallest image that a reward model takes."""
 
 
-@dataclass(frozen=True)
-class View:
-    """A window of an image, mirrored and turned.
-
-    Attributes:
-        top: first row, in px of the image.
-        left: first column.
-        height: of the window, before it is turned.
-        width: likewise.
-        turns: quarter turns anticlockwise.
-        flip: left to right, after turning.
-    """
-
-    top: int
-    left: int
-    height: int
-    width: int
-    turns: int
-    flip: bool
+class View(Window):
+    """A window of images, mirrored and turned."""
 
     def of(self, images: torch.Tensor, scale: int = 1) -> torch.Tensor:
         """The same place of images (…, H/scale, W/scale); gradients flow. ``scale`` must divide the window."""
-        rows = slice(self.top // scale, (self.top + self.height) // scale)
-        columns = slice(self.left // scale, (self.left + self.width) // scale)
-        turned = torch.rot90(images[..., rows, columns], self.turns, (-2, -1))
+        turned = torch.rot90(images[(..., *self.crop(scale))], self.turns, (-2, -1))
         return turned.flip(-1) if self.flip else turned
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from data_synth.schema import Row, SchemaError
+from finpercep.windows import Window
 
 Samples = Sequence[Row]
 """The samples of one split (contract 1)."""
@@ -167,28 +168,12 @@ def scale_of(row: Row) -> int:
     return scale
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """A crop, then quarter turns, then perhaps its mirror image: pixels move, none is resampled.
-
-    Attributes:
-        top, left, height, width: the crop, in px of the stored image.
-        turns: quarter turns anticlockwise.
-        flip: left to right, after turning.
-    """
-
-    top: int
-    left: int
-    height: int
-    width: int
-    turns: int = 0
-    flip: bool = False
+class Augmentation(Window):
+    """A window of a sample's planes."""
 
     def apply(self, plane: npt.NDArray[Any], scale: int = 1) -> npt.NDArray[Any]:
         """The same place of any plane, …×H×W, as a copy. ``scale``: the crop's px to one of the plane's; must divide the crop."""
-        rows = slice(self.top // scale, (self.top + self.height) // scale)
-        columns = slice(self.left // scale, (self.left + self.width) // scale)
-        turned = np.rot90(plane[..., rows, columns], self.turns, axes=(-2, -1))
+        turned = np.rot90(plane[(..., *self.crop(scale))], self.turns, axes=(-2, -1))
         return np.ascontiguousarray(turned[..., ::-1] if self.flip else turned)
 
 
